@@ -1,3 +1,101 @@
-"""Train, deploy and monitor models from one notebook."""
+"""Train, deploy and monitor models from one notebook: on a laptop, Ray, Kubernetes, serverless platforms and edge devices.
+
+>>> import cloudai
+>>> cloudai.__version__
+'0.1.0'
+
+Everything else is imported when it is first used, so that ``import cloudai`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cloudai import drivers, errors, settings, widgets
+    from cloudai._api import attach, cleanup, costs, deploy, load_model, monitor, plan, ps, train
+    from cloudai.artifacts.model import Model
+    from cloudai.monitoring.decide import Decision
+    from cloudai.monitoring.monitor import Monitor
+    from cloudai.planning.plan import Plan
+    from cloudai.serving.deployment import Deployment
+    from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy
+    from cloudai.specs.resources import Resources
+    from cloudai.specs.serving import ServerLimits
+    from cloudai.specs.training import CheckpointPolicy
+    from cloudai.training.context import Context
+    from cloudai.training.run import Run
 
 __version__ = "0.1.0"
+
+_WHERE = {
+    "CheckpointPolicy": "cloudai.specs.training",
+    "Context": "cloudai.training.context",
+    "Decision": "cloudai.monitoring.decide",
+    "DecisionPolicy": "cloudai.specs.monitoring",
+    "Deployment": "cloudai.serving.deployment",
+    "DriftPolicy": "cloudai.specs.monitoring",
+    "Model": "cloudai.artifacts.model",
+    "Monitor": "cloudai.monitoring.monitor",
+    "Plan": "cloudai.planning.plan",
+    "Resources": "cloudai.specs.resources",
+    "Run": "cloudai.training.run",
+    "ServerLimits": "cloudai.specs.serving",
+    "attach": "cloudai._api",
+    "cleanup": "cloudai._api",
+    "costs": "cloudai._api",
+    "deploy": "cloudai._api",
+    "drivers": "",
+    "errors": "",
+    "load_model": "cloudai._api",
+    "monitor": "cloudai._api",
+    "plan": "cloudai._api",
+    "ps": "cloudai._api",
+    "settings": "",
+    "train": "cloudai._api",
+    "widgets": "",
+}
+
+__all__ = [
+    "CheckpointPolicy",
+    "Context",
+    "Decision",
+    "DecisionPolicy",
+    "Deployment",
+    "DriftPolicy",
+    "Model",
+    "Monitor",
+    "Plan",
+    "Resources",
+    "Run",
+    "ServerLimits",
+    "attach",
+    "cleanup",
+    "costs",
+    "deploy",
+    "drivers",
+    "errors",
+    "load_model",
+    "monitor",
+    "plan",
+    "ps",
+    "settings",
+    "train",
+    "widgets",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    import importlib
+
+    if name not in _WHERE:
+        raise AttributeError(f"module 'cloudai' has no attribute {name!r}")
+    where = _WHERE[name]
+    value = getattr(importlib.import_module(where), name) if where else importlib.import_module(f"cloudai.{name}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})

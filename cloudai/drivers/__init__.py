@@ -1,0 +1,1 @@
+"""Drivers make things happen somewhere; everything clever lives above them, once."""

@@ -1,0 +1,1 @@
+"""What cloudai remembers: the ledger, and who leads."""

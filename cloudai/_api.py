@@ -1,0 +1,347 @@
+"""The verbs: parse, plan, act. No logic of their own; each returns a handle at once."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+from cloudai import settings
+from cloudai.artifacts import versions
+from cloudai.artifacts.model import Model
+from cloudai.artifacts.store import Store
+from cloudai.display import nearest
+from cloudai.drivers import registry
+from cloudai.drivers.protocols import Needs, Offer
+from cloudai.errors import NotFoundError, SpecError
+from cloudai.inventory import Cleanup, Inventory, Ledgered
+from cloudai.monitoring.monitor import Monitor
+from cloudai.monitoring.monitor import advance as advance_monitor
+from cloudai.planning import catalog
+from cloudai.planning.estimate import estimate_seconds
+from cloudai.planning.plan import Plan, choose
+from cloudai.serving.advance import advance as advance_deployment
+from cloudai.serving.deployment import Deployment, deployment_spending, model_entry, revision_id
+from cloudai.serving.ports import check_port
+from cloudai.serving.rollout import Rollout
+from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
+from cloudai.specs.resources import Resources, ScalingPolicy
+from cloudai.specs.serving import DeploySpec, ServerLimits
+from cloudai.specs.training import CheckpointPolicy, FailurePolicy, Loop, TrainSpec, Work
+from cloudai.state.leader import ensure_supervisor
+from cloudai.state.ledger import Ledger, Record, open_ledger
+from cloudai.training.advance import advance as advance_run
+from cloudai.training.advance import needs_of as run_needs
+from cloudai.training.run import Run, run_spending
+from cloudai.training.work import Prepared, base_name, prepare
+
+__all__ = ["advance", "attach", "cleanup", "costs", "deploy", "load_model", "monitor", "plan", "ps", "train"]
+
+
+class TrainOptions(TypedDict, total=False):
+    """How a run is made; everything but the work and its data.
+
+    The loop's options (``loss``, ``optimizer``, ``lr``, ``weight_decay``, ``epochs``, ``batch_size``, ``validation``) are
+    those of `cloudai.specs.training.Loop` and hold for modules only.
+    """
+
+    on: str
+    name: str | None
+    model_name: str | None
+    config: Mapping[str, Any]
+    seed: int
+    num_workers: int
+    resources: Resources
+    checkpoint: CheckpointPolicy
+    max_failures: int
+    lease: str | float | None
+    loss: Literal["cross_entropy", "mse", "l1", "bce_with_logits"]
+    optimizer: Literal["adamw", "adam", "sgd"]
+    lr: float
+    weight_decay: float
+    epochs: int
+    batch_size: int
+    validation: float
+
+
+class DeployOptions(TypedDict, total=False):
+    """How a deployment is made."""
+
+    on: str
+    name: str | None
+    port: int
+    resources: Resources
+    limits: ServerLimits
+    lease: str | float | None
+
+
+def plan(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Plan[Run]:
+    """Say where a run would go, how long it would take and what it would cost, without doing anything.
+
+    Takes what `train` takes; ``plan(…).apply()`` trains.
+
+    Raises
+    ------
+    SpecError
+        As `train`.
+    """
+    prepared, spec = _train_spec(work, data, options)
+    estimate = estimate_seconds(spec, open_ledger().records("run"))
+    offers = _offers(run_needs(spec), spec.on)
+    return Plan(f"train {spec.name}", run_needs(spec), choose(offers, spec.on), offers, estimate, lambda: _start_run(prepared, spec))
+
+
+def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
+    """Start a training run and return its handle at once.
+
+    Parameters
+    ----------
+    work : callable, torch.nn.Module or Plan
+        A function of a `cloudai.Context` that returns the trained module, a module to be trained by the built-in loop, or
+        what `plan` returned.
+    data : optional
+        ``(inputs, targets)`` as arrays, tensors or data frames, or a torch dataset of such pairs. It is copied into the
+        store, so later changes do not matter.
+    **options
+        ``name`` (of the run; by default one is made up), ``model_name``, ``on`` (the driver, ``"local"``), ``config`` (for
+        your function), ``seed``, ``num_workers``, ``resources``, ``checkpoint``, ``max_failures`` (how often a killed
+        worker comes back), ``lease``; for a module also ``loss``, ``optimizer``, ``lr``, ``weight_decay``, ``epochs``,
+        ``batch_size``, ``validation``.
+
+    Returns
+    -------
+    Run
+        It goes on when this process ends; ``run.wait()`` waits for it.
+
+    Raises
+    ------
+    SpecError
+        If an option is wrong, or the data does not fit the module (`DataError`), or your code refers to something that
+        cannot be carried to a worker (`CaptureError`). Nothing is left behind then.
+    NotFoundError
+        If there is no such driver.
+    """
+    if isinstance(work, Plan):
+        _refuse_options("a plan", data, options)
+        started: Run = work.apply()
+        return started
+    prepared, spec = _train_spec(work, data, options)
+    return _start_run(prepared, spec)
+
+
+def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deployment:
+    """Put a model into service and return the deployment's handle at once.
+
+    Parameters
+    ----------
+    model : Model, Run or str
+        A model; a run, whose model is deployed as soon as there is one; or a model's name as for `load_model`.
+    **options
+        ``name`` (by default the model's), ``on`` (the driver), ``port``, ``resources``, ``limits`` and ``lease`` (how long
+        it stays up when no live handle renews it; ``None`` for ever).
+
+    Raises
+    ------
+    SpecError
+        If an option is wrong, the port is taken, or there is a deployment of that name.
+    IntegrityError
+        If the model was tampered with.
+    """
+    ledger = open_ledger()
+    model = load_model(model) if isinstance(model, str) else model
+    revision, entry = _revision(model)
+    name = options.get("name") or (model.spec.model_name if isinstance(model, Run) else model.name)
+    lease = options.get("lease", settings.current().deployment_lease)
+    values = {key: value for key, value in options.items() if key in ("on", "port", "resources", "limits") and value is not None}
+    spec = DeploySpec.of(name=name, lease=lease, **values)
+    registry.serve_driver(spec.on)
+    check_port(spec.port)
+    desired = {"revisions": {revision: entry}, "rollout": Rollout(revision).to_json()}
+    record = ledger.replace("deployment", spec.name, spec.model_dump(mode="json"), desired)
+    ensure_supervisor()
+    return Deployment(ledger, record)
+
+
+def monitor(
+    deployment: Deployment | str,
+    *,
+    every: str | float = "5m",
+    drift: DriftPolicy | None = None,
+    decision: DecisionPolicy | None = None,
+    name: str | None = None,
+) -> Monitor:
+    """Watch a deployment and return the monitor's handle at once.
+
+    Parameters
+    ----------
+    deployment : Deployment or str
+        The deployment, or its name.
+    every : str or float
+        The length of a window.
+    drift : DriftPolicy, optional
+        The false-alarm rate, and how large a drift must be to matter.
+    decision : DecisionPolicy, optional
+        What is to be done about which finding.
+
+    Raises
+    ------
+    SpecError
+        If an option is wrong, or there is a monitor of that name.
+    NotFoundError
+        If there is no such deployment.
+    """
+    ledger = open_ledger()
+    target = deployment if isinstance(deployment, str) else deployment.name
+    ledger.get("deployment", target)
+    spec = MonitorSpec.of(every=every, drift=drift or DriftPolicy(), decision=decision or DecisionPolicy())
+    record = ledger.replace("monitor", name or target, {"deployment": target, "policy": spec.model_dump(mode="json")}, {})
+    ensure_supervisor()
+    return Monitor(ledger, record)
+
+
+def attach(ref: str) -> Run | Deployment | Monitor:
+    """Bring a handle back, in any process: ``attach("run/digits-3f2a")``, or just the name where it is the only one.
+
+    Raises
+    ------
+    NotFoundError
+        If there is nothing of that name.
+    """
+    ledger = open_ledger()
+    record = ledger.find(ref)
+    handles: dict[str, Callable[[Ledger, Record], Run | Deployment | Monitor]] = {
+        "run": Run,
+        "deployment": Deployment,
+        "monitor": Monitor,
+    }
+    handle = handles[record.kind](ledger, record)
+    handle.refresh()
+    if not handle.ended:
+        ensure_supervisor()
+    return handle
+
+
+def load_model(ref: str) -> Model:
+    """Open a model by name, ``"digits"`` (the latest) or ``"digits@1.0.0"``, or the model in a folder.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none.
+    IntegrityError
+        If it is not what was recorded.
+    """
+    name, _, version = ref.partition("@")
+    known = {found: (uri, digest) for _, found, uri, digest in open_ledger().models(name)}
+    if not known and ("/" in ref or Path(ref).is_dir()):
+        return Model.open(ref)
+    if not known:
+        names = sorted({entry[0] for entry in open_ledger().models()})
+        raise NotFoundError(f"there is no model {name!r}", fix=nearest(name, names))
+    version = version or versions.latest(list(known))
+    if version not in known:
+        raise NotFoundError(f"there is no version {version!r} of {name!r}", fix=nearest(version, list(known)))
+    return Model.open(*known[version])
+
+
+def ps() -> Inventory:
+    """List what is alive: where, since when, its processes, what it costs per day, and who holds it."""
+    ledger = open_ledger()
+    return Inventory([_ledgered(ledger, record) for record in ledger.records(alive=True)])
+
+
+def costs() -> Inventory:
+    """List what everything has cost so far, the ended included."""
+    ledger = open_ledger()
+    return Inventory([_ledgered(ledger, record) for record in ledger.records() if record.kind != "monitor"], title="Costs")
+
+
+def cleanup() -> Cleanup:
+    """List what is alive and no other live process holds; ``.apply()`` ends it."""
+    return Cleanup(open_ledger(), [entry for entry in ps().entries if not entry.held_elsewhere])
+
+
+def advance(ledger: Ledger, record: Record) -> None:
+    """Take one object one step further; what the supervisor does, again and again."""
+    {"run": advance_run, "deployment": advance_deployment, "monitor": advance_monitor}[record.kind](ledger, record)
+
+
+def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, TrainSpec]:
+    """Check everything, and write nothing."""
+    now = settings.current()
+    loop_options = {key: value for key, value in options.items() if key in Loop.model_fields}
+    others = {key: value for key, value in options.items() if key not in Loop.model_fields}
+    unknown = set(others) - set(TrainOptions.__annotations__)
+    if unknown:
+        first = min(unknown)
+        raise SpecError(f"train() has no option {first!r}", fix=nearest(first, list(TrainOptions.__annotations__)))
+    loop = Loop.of(**loop_options)
+    registry.train_driver(options.get("on", "local"))
+    base = base_name(work)
+    lease = options.get("lease")
+    spec = TrainSpec.of(
+        name=options.get("name") or f"{base}-{secrets.token_hex(2)}",
+        work=Work(kind="function"),
+        on=options.get("on", "local"),
+        model_name=options.get("model_name") or base,
+        config=dict(options.get("config", {})),
+        loop=loop,
+        seed=options.get("seed", 0),
+        resources=options.get("resources", Resources()),
+        scaling=ScalingPolicy.of(num_workers=options.get("num_workers", 1)),
+        checkpoint=options.get("checkpoint", CheckpointPolicy()),
+        failure=FailurePolicy.of(max_failures=options.get("max_failures", 3)),
+        lease=now.run_lease if lease is None else lease,
+        store=now.store,
+        tracking=now.tracking,
+    )
+    if loop.batch_size % spec.scaling.num_workers:
+        fix = "choose a batch_size that all workers can share equally"
+        raise SpecError(f"batch_size={loop.batch_size} cannot be split over {spec.scaling.num_workers} workers", fix=fix)
+    prepared = prepare(work, data, loop)
+    if prepared.work.kind == "function" and loop_options:
+        raise SpecError(f"{min(loop_options)}= is an option of the built-in loop, and you pass a function", fix="pass it in config=")
+    return prepared, spec.model_copy(update={"work": prepared.work})
+
+
+def _start_run(prepared: Prepared, spec: TrainSpec) -> Run:
+    ledger = open_ledger()
+    prepared.put(Store(spec.store))
+    record = ledger.create("run", spec.name, spec.model_dump(mode="json"), {"folder": str(Path.cwd())})
+    ensure_supervisor()
+    return Run(ledger, record)
+
+
+def _refuse_options(what: str, data: Any, options: Mapping[str, Any]) -> None:
+    if data is not None or options:
+        given = min(options) if options else "data"
+        raise SpecError(f"{what} already says everything: {given}= comes too late", fix="give it to cloudai.plan")
+
+
+def _revision(model: Model | Run) -> tuple[str, Mapping[str, str]]:
+    """Return a deployment's first revision: a model, or the run that will make it."""
+    if isinstance(model, Model):
+        model.verify()
+        return revision_id(model, {}), model_entry(model)
+    if isinstance(model, Run):
+        model.refresh()
+        if not model.ended:
+            return f"run-{model.name}", {"run": model.name}
+        return _revision(model.model)
+    raise SpecError(f"cannot deploy a {type(model).__name__}", fix="give a Model, a Run or a model's name")
+
+
+def _offers(needs: Needs, on: str) -> list[Offer]:
+    """Return the offers of all drivers, the asked-for one first, and published prices for comparison."""
+    found: list[Offer] = []
+    for name in sorted(registry.names(), key=lambda name: name != on):
+        driver = registry.get(name)
+        offers = list(driver.offers(needs)) if driver.capabilities.train else []
+        found += offers
+    return found + catalog.reference_offers(needs)
+
+
+def _ledgered(ledger: Ledger, record: Record) -> Ledgered:
+    spent = {"run": run_spending, "deployment": deployment_spending}.get(record.kind)
+    return Ledgered(record, ledger.holders(record.kind, record.name), spent(record) if spent else None)

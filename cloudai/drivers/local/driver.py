@@ -1,0 +1,158 @@
+"""The local driver: what it can do here, and the jobs that it runs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import date, datetime
+from pathlib import Path
+
+import psutil
+
+from cloudai import settings
+from cloudai.drivers.local.deployments import Deployments
+from cloudai.drivers.local.processes import Processes
+from cloudai.drivers.protocols import (
+    Capabilities,
+    DeploymentStatus,
+    Job,
+    JobId,
+    JobStatus,
+    LogLine,
+    Metric,
+    Needs,
+    Offer,
+    Percent,
+    Problem,
+    Revision,
+    RevisionId,
+    Sample,
+)
+from cloudai.errors import NotFoundError
+
+__all__ = ["LocalDriver"]
+
+_GRACE = 10.0
+"""Seconds that a cancelled job has to write its last checkpoint."""
+
+
+class LocalDriver:
+    """Runs jobs and deployments as processes of this machine.
+
+    Parameters
+    ----------
+    root : Path, optional
+        Where process folders are kept; ``<home>/local`` by default.
+    """
+
+    name = "local"
+    capabilities = Capabilities(train=True, serve=True, telemetry=True, max_workers=os.cpu_count() or 1, routing="weights")
+
+    def __init__(self, root: Path | None = None) -> None:
+        root = root or settings.current().home / "local"
+        self._jobs = Processes(root / "jobs")
+        self._deployments = Deployments(root / "deployments")
+
+    def check(self) -> Iterable[Problem]:
+        """Say what is missing here."""
+        if platform.system() == "Windows":
+            yield Problem("the local driver needs a POSIX system", "use WSL 2, Linux or macOS")
+
+    def offers(self, needs: Needs) -> Iterable[Offer]:
+        """Offer this machine, or say what it lacks."""
+        now = settings.current()
+        price = now.local_price_per_hour
+        source = f"local_price_per_hour, from {now.sources['local_price_per_hour']}" if price else "own machine, not counted"
+        why_not = _why_not(needs)
+        place = f"this machine ({os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB)"
+        yield Offer("local", place, price, now.currency, source, date.today().isoformat(), available=not why_not, why_not=why_not)
+
+    def close(self) -> None:
+        """Nothing is held: processes go on and are found again."""
+
+    def submit(self, job: Job, offer: Offer, *, key: str) -> JobId:
+        """Start the job as a process."""
+        del offer  # there is one place only
+        self._jobs.start(key, job.argv, job.env, cwd=job.folder if Path(job.folder).is_dir() else "")
+        return JobId(key)
+
+    def status(self, job_id: JobId) -> JobStatus:
+        """Look at the process."""
+        process = self._jobs.look(job_id)
+        if process is None:
+            raise NotFoundError(f"there is no job {job_id!r} on this machine", fix="look at cloudai.ps()")
+        cancelled = (self._jobs.folder(job_id) / "cancelled").exists()
+        times = {"started_at": process.started_at, "ended_at": process.ended_at}
+        if process.alive:
+            return JobStatus("running", pid=process.pid, started_at=process.started_at)
+        if cancelled:
+            return JobStatus("cancelled", process.exit_code, "cancelled", **times)
+        if process.exit_code is None:
+            return JobStatus("lost", None, "the process and its keeper are gone", **times)
+        if process.exit_code == 0:
+            return JobStatus("succeeded", 0, **times)
+        return JobStatus("failed", process.exit_code, _reason(process.exit_code), **times)
+
+    def logs(self, job_id: JobId, *, follow: bool = False) -> Iterator[LogLine]:
+        """Read what the process wrote."""
+        for text in self._jobs.log_lines(job_id, follow=follow):
+            yield LogLine(text)
+
+    def cancel(self, job_id: JobId) -> None:
+        """End the process and all that it started."""
+        process = self._jobs.look(job_id)
+        if process is not None and process.alive:
+            (self._jobs.folder(job_id) / "cancelled").touch()
+            self._jobs.stop(job_id, grace=_GRACE)
+
+    def apply(self, name: str, revision: Revision, *, key: str) -> RevisionId:
+        """Bring a revision up as a process, or up again where it has died."""
+        del key  # the revision's id names its process
+        return self._deployments.apply(name, revision)
+
+    def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
+        """Write the routing table, which the router reads at its next request."""
+        self._deployments.route(name, traffic)
+
+    def retire(self, name: str, revision: RevisionId) -> None:
+        """Drain and end one revision's process."""
+        self._deployments.retire(name, revision)
+
+    def inspect(self, name: str) -> DeploymentStatus:
+        """Look at the processes and the routing table."""
+        return self._deployments.inspect(name)
+
+    def delete(self, name: str) -> None:
+        """End the router and all revisions."""
+        self._deployments.delete(name)
+
+    def metrics(self, name: str, *, since: datetime) -> Iterable[Metric]:
+        """Read ``/metrics`` of each ready revision; counters run since the revision's start."""
+        del since
+        return self._deployments.metrics(name)
+
+    def samples(self, name: str, *, since: datetime, limit: int) -> Iterable[Sample]:
+        """Read the rows that the servers have kept."""
+        return self._deployments.samples(name, since.timestamp(), limit)
+
+
+def _why_not(needs: Needs) -> str:
+    cores, memory = os.cpu_count() or 1, psutil.virtual_memory().total
+    if needs.gpus and not any(Path("/dev").glob("nvidia[0-9]*")):
+        return f"needs {needs.gpus} × {needs.gpu_type or 'GPU'}, this machine has none"
+    if needs.cpus * needs.workers > cores:
+        return f"needs {needs.cpus * needs.workers:g} cores, this machine has {cores}"
+    if needs.memory * needs.workers > memory:
+        return f"needs {needs.memory * needs.workers / 2**30:.1f} GiB of memory, this machine has {memory / 2**30:.1f}"
+    return ""
+
+
+def _reason(code: int) -> str:
+    if code > 128:
+        try:
+            return f"killed by {signal.Signals(code - 128).name}"
+        except ValueError:
+            pass
+    return f"exit code {code}"

@@ -1,0 +1,262 @@
+"""What a driver must do. Plain values only: a driver needs nothing of cloudai but this module.
+
+A driver built in a new process finds what an old one started: it keeps its state where the work is, not in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, NewType, Protocol, runtime_checkable
+
+__all__ = [
+    "Capabilities",
+    "DeploymentStatus",
+    "Driver",
+    "Job",
+    "JobId",
+    "JobPhase",
+    "JobStatus",
+    "LogLine",
+    "Metric",
+    "Needs",
+    "Offer",
+    "Percent",
+    "Problem",
+    "Revision",
+    "RevisionId",
+    "RevisionStatus",
+    "Sample",
+    "ServeDriver",
+    "TelemetryDriver",
+    "TrainDriver",
+]
+
+JobId = NewType("JobId", str)
+RevisionId = NewType("RevisionId", str)
+Percent = int
+JobPhase = Literal["starting", "running", "succeeded", "failed", "preempted", "lost", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a driver can do; every field defaults to "no"."""
+
+    train: bool = False
+    serve: bool = False
+    telemetry: bool = False
+    gpu: bool = False
+    spot: bool = False
+    max_workers: int = 0
+    """The most workers of one run; 0 means none."""
+    routing: Literal["no", "weights", "device"] = "no"
+    """How traffic is split: not at all, by weights between revisions, or by device."""
+    scale_to_zero: bool = False
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that a driver lacks here, and what to do about it."""
+
+    what: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one piece of work needs of a place."""
+
+    cpus: float = 1.0
+    memory: int = 0
+    """Bytes; 0 means "does not matter"."""
+    gpus: int = 0
+    gpu_type: str = ""
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A place where the work could run, with its price, or the reason why it cannot run there."""
+
+    driver: str
+    place: str
+    price_per_hour: float
+    currency: str
+    source: str
+    """Where the price comes from."""
+    as_of: str
+    """The date of the price."""
+    spot: bool = False
+    available: bool = True
+    why_not: str = ""
+    """Why the work cannot run here; empty where it can."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command to run to its end."""
+
+    name: str
+    argv: tuple[str, ...]
+    """Arguments for the Python interpreter of the place, such as ``("-m", "cloudai.training.worker", …)``."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    needs: Needs = field(default_factory=Needs)
+    folder: str = ""
+    """The caller's working folder, for places that share it."""
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """What is known of a job now."""
+
+    phase: JobPhase
+    exit_code: int | None = None
+    reason: str = ""
+    pid: int | None = None
+    started_at: float | None = None
+    """Unix time."""
+    ended_at: float | None = None
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line that a job wrote."""
+
+    text: str
+    source: str = "worker"
+
+
+@dataclass(frozen=True)
+class Revision:
+    """One version of a deployment: a command that serves a model until it is told to end."""
+
+    id: RevisionId
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    needs: Needs = field(default_factory=Needs)
+    port: int = 0
+    """The port asked for the whole deployment; 0 lets the driver choose."""
+
+
+@dataclass(frozen=True)
+class RevisionStatus:
+    """What is known of a revision now."""
+
+    id: RevisionId
+    ready: bool
+    replicas: int
+    traffic: Percent
+    reason: str = ""
+    pids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class DeploymentStatus:
+    """What is known of a deployment now: desired beside observed."""
+
+    name: str
+    url: str
+    ready: bool
+    revisions: tuple[RevisionStatus, ...]
+    pids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured value with its labels."""
+
+    name: str
+    value: float
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows that a deployment answered: arrays with one row per prediction."""
+
+    revision: str
+    times: Any
+    """Unix times, float64[n]."""
+    ids: tuple[str, ...]
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+
+
+@runtime_checkable
+class Driver(Protocol):
+    """What every driver does."""
+
+    name: str
+    capabilities: Capabilities
+
+    def check(self) -> Iterable[Problem]:
+        """Say what is missing here, each with its fix; no problem means ready."""
+        ...
+
+    def offers(self, needs: Needs) -> Iterable[Offer]:
+        """Say where the work could run, and where not and why."""
+        ...
+
+    def close(self) -> None:
+        """Give back what this object holds; what it started goes on."""
+        ...
+
+
+@runtime_checkable
+class TrainDriver(Driver, Protocol):
+    """A driver that runs jobs to their end."""
+
+    def submit(self, job: Job, offer: Offer, *, key: str) -> JobId:
+        """Start the job; called again with the same key it starts nothing and returns the same id."""
+        ...
+
+    def status(self, job_id: JobId) -> JobStatus:
+        """Say what is known of the job."""
+        ...
+
+    def logs(self, job_id: JobId, *, follow: bool = False) -> Iterator[LogLine]:
+        """Read the lines that the job wrote; with `follow` until it ends."""
+        ...
+
+    def cancel(self, job_id: JobId) -> None:
+        """End the job; repeatable, and nothing happens where it has ended."""
+        ...
+
+
+@runtime_checkable
+class ServeDriver(Driver, Protocol):
+    """A driver that keeps revisions of a deployment up and splits the traffic between them."""
+
+    def apply(self, name: str, revision: Revision, *, key: str) -> RevisionId:
+        """Bring a revision up, without traffic; called again with the same key it changes nothing."""
+        ...
+
+    def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
+        """Split the traffic, all at once; the percentages sum to 100."""
+        ...
+
+    def retire(self, name: str, revision: RevisionId) -> None:
+        """Let a revision without traffic finish what it is answering, and end it."""
+        ...
+
+    def inspect(self, name: str) -> DeploymentStatus:
+        """Say what is there now."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """End the deployment and all its revisions; repeatable."""
+        ...
+
+
+@runtime_checkable
+class TelemetryDriver(Driver, Protocol):
+    """A driver that can say how a deployment fares."""
+
+    def metrics(self, name: str, *, since: datetime) -> Iterable[Metric]:
+        """Read the metrics of a deployment."""
+        ...
+
+    def samples(self, name: str, *, since: datetime, limit: int) -> Iterable[Sample]:
+        """Read at most `limit` rows that were answered after `since`."""
+        ...

@@ -1,0 +1,160 @@
+"""What there is, what it costs, who holds it; and how to end what nobody holds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cloudai import settings
+from cloudai.display import Card, Shown, Table, duration, money
+from cloudai.errors import NotReadyError
+from cloudai.planning.spending import Spending
+from cloudai.state import lease
+from cloudai.state.leader import ensure_supervisor, supervisor_pid
+from cloudai.state.ledger import Ledger, Record
+
+__all__ = ["Cleanup", "Inventory", "Ledgered"]
+
+_POLL = 0.05
+_END_WORDS = {"run": {"cancel": True}, "deployment": {"delete": True}, "monitor": {"stop": True}}
+
+
+@dataclass(frozen=True)
+class Ledgered:
+    """One object of the ledger with what belongs to it."""
+
+    record: Record
+    holders: Sequence[int]
+    spending: Spending | None
+
+    @property
+    def held_elsewhere(self) -> bool:
+        """Whether another live process holds it."""
+        return any(pid != os.getpid() for pid in self.holders)
+
+    @property
+    def pids(self) -> list[int]:
+        """Its processes on this machine, as last seen."""
+        status = self.record.status
+        revisions = [pid for row in status.get("revisions", []) for pid in row["pids"]]
+        return [*status.get("router", []), *revisions]
+
+    @property
+    def per_day(self) -> str:
+        """What it costs in a day while it goes on."""
+        price: dict[str, Any] | None = self.record.status.get("price")
+        if price is None or self.record.ended:
+            return "–"
+        return money(price["per_hour"] * 24, price["currency"])
+
+
+class Inventory(Shown):
+    """A list of objects with their costs.
+
+    Attributes
+    ----------
+    entries : list of Ledgered
+        The objects, the newest first.
+    """
+
+    def __init__(self, entries: list[Ledgered], title: str = "Alive") -> None:
+        self.entries = entries
+        self._title = title
+
+    def __repr__(self) -> str:
+        return f"Inventory({[entry.record.ref for entry in self.entries]})"
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def total(self) -> float:
+        """What all of it has cost, in the currency of the settings."""
+        return sum(entry.spending.amount for entry in self.entries if entry.spending)
+
+    def card(self) -> Card:
+        """Show one row for each object."""
+        supervisor = supervisor_pid(settings.current().home)
+        notes = [f"supervisor: process {supervisor}" if supervisor else "no supervisor runs: none is needed"]
+        notes.append(f"spent: {money(self.total, settings.current().currency)} in all, at the prices named in each object's card")
+        if not self.entries:
+            return Card(f"{self._title}: nothing", notes=notes)
+        columns = ("what", "phase", "since", "processes", "spent", "per day", "lease left", "held by")
+        return Card(self._title, tables=[Table(columns, [self._row(entry) for entry in self.entries])], notes=notes)
+
+    def _row(self, entry: Ledgered) -> tuple[str, ...]:
+        record = entry.record
+        spent = f"{money(entry.spending.amount, entry.spending.currency)}" if entry.spending and entry.spending.currency else "–"
+        left = lease.remaining(lease.lease_file(record.kind, record.name))
+        return (
+            record.ref,
+            record.phase,
+            duration(time.time() - record.created),
+            " ".join(map(str, entry.pids)) or "–",
+            spent,
+            entry.per_day,
+            "–" if record.ended or left is None else duration(max(0.0, left)),
+            " ".join("this process" if pid == os.getpid() else f"process {pid}" for pid in entry.holders) or "nobody",
+        )
+
+
+class Cleanup(Shown):
+    """What would be ended; `apply` ends it.
+
+    Attributes
+    ----------
+    entries : list of Ledgered
+        The objects.
+    """
+
+    def __init__(self, ledger: Ledger, entries: list[Ledgered]) -> None:
+        self.entries = entries
+        self._ledger = ledger
+
+    def __repr__(self) -> str:
+        return f"Cleanup({[entry.record.ref for entry in self.entries]})"
+
+    def card(self) -> Card:
+        """Show what would be ended."""
+        if not self.entries:
+            return Card("Cleanup: nothing to end")
+        rows = [(entry.record.ref, entry.record.phase, entry.per_day) for entry in self.entries]
+        return Card("Cleanup would end", tables=[Table(("what", "phase", "per day"), rows)], notes=[".apply() ends it"])
+
+    def apply(self, timeout: float = 60.0) -> Cleanup:
+        """End all of it and wait until it has ended; then end the supervisor, if nothing else needs it.
+
+        Raises
+        ------
+        NotReadyError
+            If something has not ended in `timeout` seconds.
+        """
+        for entry in self.entries:
+            self._ledger.want(entry.record.kind, entry.record.name, _END_WORDS[entry.record.kind])
+        deadline = time.monotonic() + timeout
+        while left := self._left():
+            ensure_supervisor()
+            if time.monotonic() > deadline:
+                raise NotReadyError(f"{left[0]} has not ended after {timeout:g} s", fix="look at cloudai.ps(), and try again")
+            time.sleep(_POLL)
+        self._end_supervisor(deadline)
+        return self
+
+    def _left(self) -> list[str]:
+        records = (self._ledger.get(entry.record.kind, entry.record.name) for entry in self.entries)
+        return [record.ref for record in records if not record.ended]
+
+    def _end_supervisor(self, deadline: float) -> None:
+        home = settings.current().home
+        pid = supervisor_pid(home)
+        if not pid or self._ledger.records(alive=True):
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        while supervisor_pid(home) == pid and time.monotonic() < deadline:
+            time.sleep(_POLL)

@@ -1,0 +1,138 @@
+"""What the supervisor does for a deployment: make what is there what should be there, one look at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from cloudai.drivers import registry
+from cloudai.drivers.protocols import DeploymentStatus, Needs, Revision, RevisionId
+from cloudai.errors import CloudAIError
+from cloudai.planning.plan import choose, no_place
+from cloudai.planning.spending import price_of
+from cloudai.serving.rollout import Rollout
+from cloudai.specs.serving import DeploySpec
+from cloudai.state import lease
+from cloudai.state.ledger import Ledger, Record
+
+__all__ = ["advance", "needs_of"]
+
+_MOST_CRASHES = 5
+"""A revision that ended this often without ever being ready is not started again."""
+
+
+def needs_of(spec: DeploySpec) -> Needs:
+    """Return what a deployment needs of a place, in a driver's words."""
+    wants = spec.resources
+    return Needs(wants.cpus, wants.memory, wants.gpus, wants.gpu_type)
+
+
+def advance(ledger: Ledger, record: Record) -> None:
+    """Take a deployment one step further."""
+    deployment = _Advance(ledger, record)
+    try:
+        deployment.step()
+    except CloudAIError as error:
+        ledger.observe("deployment", record.name, "failing", {"reason": error.what, "fix": error.fix})
+
+
+class _Advance:
+    def __init__(self, ledger: Ledger, record: Record) -> None:
+        self.ledger, self.record = ledger, record
+        self.spec = DeploySpec.model_validate(record.spec)
+        self.driver = registry.serve_driver(self.spec.on)
+
+    def step(self) -> None:
+        """Look once and act once."""
+        name, lease_file = self.spec.name, lease.lease_file("deployment", self.spec.name)
+        started = "price" in self.record.status
+        if self.record.desired.get("delete") or (started and lease.expired(lease_file)):
+            reason = "" if self.record.desired.get("delete") else "its lease has passed and nobody renewed it"
+            self.driver.delete(name)
+            self._observe("deleted", {"reason": reason, "url": "", "ended": time.time()})
+            return
+        if not started:
+            self._place()
+            return
+        if (models := self._models()) is not None:
+            self._reconcile(models)
+
+    def _place(self) -> None:
+        offers = list(self.driver.offers(needs_of(self.spec)))
+        offer = choose(offers, self.spec.on)
+        if offer is None:
+            error = no_place(offers)
+            self._observe("rejected", {"reason": error.what, "fix": error.fix})
+            return
+        lease.renew(lease.lease_file("deployment", self.spec.name), self.spec.lease)
+        self._observe("starting", {"price": price_of(offer).to_json(), "place": offer.place, "started": time.time()})
+
+    def _models(self) -> Mapping[str, Mapping[str, str]] | None:
+        """Return the model of each revision; None while one still has to come out of its run."""
+        models: dict[str, Mapping[str, str]] = dict(self.record.desired["revisions"])
+        for revision, entry in models.items():
+            if "run" not in entry:
+                continue
+            run = self.ledger.get("run", entry["run"])
+            if run.phase == "succeeded" and run.status.get("model"):
+                models[revision] = run.status["model"]
+            elif run.ended:
+                reason = f"the run {run.name!r} {run.phase} and left no model"
+                self._observe("rejected", {"reason": reason, "fix": "train it again and deploy that run"})
+                return None
+            else:
+                return None
+        return models
+
+    def _reconcile(self, models: Mapping[str, Mapping[str, str]]) -> None:
+        rollout = Rollout.from_json(self.record.desired["rollout"])
+        found = self.driver.inspect(self.spec.name)
+        up = {str(revision.id): revision for revision in found.revisions}
+        crashes = {rev: n for rev, n in self.record.status.get("crashes", {}).items() if rev not in up or not up[rev].ready}
+        for revision in sorted(rollout.kept):
+            if revision not in up or not up[revision].replicas or not found.pids:
+                if crashes.get(revision, 0) >= _MOST_CRASHES:
+                    continue
+                crashes[revision] = crashes.get(revision, 0) + (revision in up and not up[revision].replicas)
+                self._apply(revision, models[revision])
+        observed = {revision.id: revision.traffic for revision in found.revisions if revision.traffic}
+        wanted = {revision: share for revision, share in rollout.traffic.items() if share}
+        if observed != wanted and all(revision in up and up[revision].ready for revision in wanted):
+            self.driver.route(self.spec.name, {RevisionId(rev): share for rev, share in wanted.items()})
+            found = self.driver.inspect(self.spec.name)
+        for revision in found.revisions:
+            if revision.id not in rollout.kept and revision.replicas and not revision.traffic:
+                self.driver.retire(self.spec.name, revision.id)
+        self._note(found, rollout, crashes)
+
+    def _apply(self, revision: str, model: Mapping[str, str]) -> None:
+        limits = self.spec.limits
+        argv = ["-m", "cloudai.serving.server", "--model", model["uri"], "--digest", model["digest"], "--name", self.spec.name]
+        argv += ["--max-body", str(limits.max_body), "--max-in-flight", str(limits.max_in_flight)]
+        argv += ["--timeout", str(limits.timeout), "--sample-rate", str(limits.sample_rate)]
+        argv += ["--lease-file", str(lease.lease_file("deployment", self.spec.name))]
+        threads = str(max(1, round(self.spec.resources.cpus)))
+        env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+        wanted = Revision(RevisionId(revision), tuple(argv), env, needs_of(self.spec), self.spec.port)
+        self.driver.apply(self.spec.name, wanted, key=f"{self.spec.name}/{revision}")
+
+    def _note(self, found: DeploymentStatus, rollout: Rollout, crashes: Mapping[str, int]) -> None:
+        """Write down what is there beside what should be."""
+        rows = [
+            {"id": r.id, "ready": r.ready, "replicas": r.replicas, "traffic": r.traffic, "reason": r.reason, "pids": list(r.pids)}
+            for r in found.revisions
+            if r.id in rollout.kept or r.replicas
+        ]
+        observed = {row["id"]: row["traffic"] for row in rows if row["traffic"]}
+        settled = found.ready and observed == {rev: share for rev, share in rollout.traffic.items() if share}
+        settled = settled and all(row["ready"] for row in rows if row["id"] in rollout.kept)
+        broken = [row for row in rows if crashes.get(str(row["id"]), 0) >= _MOST_CRASHES and not row["ready"]]
+        phase = "failing" if broken else "ready" if settled else "updating" if found.ready else "starting"
+        reason = f"{broken[0]['id']} does not start: {broken[0]['reason']}" if broken else ""
+        status = {"url": found.url, "revisions": rows, "router": list(found.pids), "reason": reason, "crashes": dict(crashes)}
+        if phase != self.record.phase or any(self.record.status.get(key) != value for key, value in status.items()):
+            self._observe(phase, status)
+
+    def _observe(self, phase: str, change: Mapping[str, Any]) -> None:
+        self.ledger.observe("deployment", self.spec.name, phase, change)

@@ -1,0 +1,280 @@
+"""A deployment: the handle of a service that goes on by itself."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cloudai.artifacts.model import Model, arrays_for, only_output
+from cloudai.display import Card, Table, duration, money
+from cloudai.drivers import registry
+from cloudai.errors import NotReadyError, RunFailedError, SpecError
+from cloudai.planning.spending import Spending, spending
+from cloudai.serving import client
+from cloudai.serving.rollout import Rollout
+from cloudai.specs.serving import DeploySpec
+from cloudai.state.handles import Handle
+from cloudai.state.ledger import Ledger, Record
+
+__all__ = ["Deployment", "revision_id"]
+
+_POLL = 0.05  # seconds between two looks while waiting
+_PREDICT_WAIT = 60.0  # seconds that predict() waits for a deployment that is still starting
+
+
+class Deployment(Handle):
+    """A model as a service, made by `cloudai.deploy` and found again with `cloudai.attach`.
+
+    Changes (`canary`, `promote`, `rollback`) return at once and are carried out by the supervisor; `wait` waits until
+    what is there is what was asked for.
+    """
+
+    def __init__(self, ledger: Ledger, record: Record) -> None:
+        self.spec = DeploySpec.model_validate(record.spec)
+        self.lease_seconds = self.spec.lease
+        self._model: Model | None = None
+        super().__init__(ledger, record)
+
+    def __repr__(self) -> str:
+        return f"Deployment({self.name!r}, phase={self.phase!r})"
+
+    def _read(self, record: Record) -> None:
+        """Everything is in the record."""
+
+    @property
+    def url(self) -> str:
+        """Where it answers; empty while it does not."""
+        return str(self._record.status.get("url", ""))
+
+    @property
+    def rollout(self) -> Rollout:
+        """Which revision should have which share of the traffic."""
+        return Rollout.from_json(self._record.desired["rollout"])
+
+    @property
+    def revisions(self) -> list[Mapping[str, Any]]:
+        """What is up now: id, ready, replicas, traffic, reason, pids."""
+        return list(self._record.status.get("revisions", []))
+
+    @property
+    def traffic(self) -> dict[str, int]:
+        """The percentage of the traffic that each revision has now."""
+        return {row["id"]: row["traffic"] for row in self.revisions if row["traffic"]}
+
+    @property
+    def cost(self) -> Spending:
+        """What it has cost up to now."""
+        return deployment_spending(self._record)
+
+    @property
+    def model(self) -> Model:
+        """The model of the stable revision.
+
+        Raises
+        ------
+        NotReadyError
+            If its run has not made it yet.
+        """
+        entry = self._entry(self.rollout.stable)
+        if self._model is None or self._model.digest != entry["digest"]:
+            self._model = Model.open(entry["uri"], entry["digest"])
+        return self._model
+
+    def _entry(self, revision: str) -> Mapping[str, str]:
+        entry: Mapping[str, str] = self._record.desired["revisions"][revision]
+        if "run" in entry:
+            made = self._ledger.get("run", entry["run"]).status.get("model")
+            if made is None:
+                raise NotReadyError(f"the run {entry['run']!r} has not made its model yet", fix="wait for the run first")
+            return dict(made)
+        return entry
+
+    def wait(self, timeout: float = 120.0) -> Deployment:
+        """Wait until what is there is what was asked for; Ctrl-C stops the waiting only.
+
+        Raises
+        ------
+        RunFailedError
+            If it cannot get there, with the reason.
+        NotReadyError
+            If the time is over first.
+        """
+        deadline = time.monotonic() + timeout
+        try:
+            while True:
+                self.refresh()
+                if self._settled():
+                    return self
+                if self.phase in ("rejected", "deleted", "failing"):
+                    raise self._failure()
+                if time.monotonic() > deadline:
+                    raise NotReadyError(f"the deployment {self.name!r} is still {self.phase}", fix="wait longer, or print it")
+                time.sleep(_POLL)
+        except KeyboardInterrupt:
+            sys.stderr.write(f"Stopped waiting; {self.name} goes on. Come back: cloudai.attach({self.ref!r})\n")
+            return self
+
+    def _settled(self) -> bool:
+        wanted = {revision: share for revision, share in self.rollout.traffic.items() if share}
+        ready = {row["id"] for row in self.revisions if row["ready"]}
+        return self.phase == "ready" and self.traffic == wanted and self.rollout.kept <= ready
+
+    def _failure(self) -> RunFailedError:
+        status = self._record.status
+        reason = status.get("reason") or "it was deleted"
+        return RunFailedError(f"the deployment {self.name!r} is {self.phase}: {reason}", fix=status.get("fix") or "deploy again")
+
+    def predict(self, data: Any, *, timeout: float = 30.0) -> Any:
+        """Ask the service for predictions.
+
+        Parameters
+        ----------
+        data : array or mapping of str to array
+            One row per example.
+        timeout : float
+            Seconds for the answer.
+
+        Returns
+        -------
+        array or dict of str to array
+            A bare array where the model has one output.
+
+        Raises
+        ------
+        RequestError
+            If the data does not fit the model's signature; nothing is sent then.
+        NotReadyError
+            If the service does not become ready within a minute.
+        """
+        if not self.url:
+            self.wait(_PREDICT_WAIT)
+        arrays = arrays_for(self.model.signature, data)
+        return only_output(client.predict(self.url, self.name, arrays, timeout=timeout))
+
+    def curl(self, data: Any) -> str:
+        """Return the curl line that asks for the prediction of the first row of `data`."""
+        arrays = arrays_for(self.model.signature, data)
+        return client.curl_line(self.url, self.name, {name: np.asarray(array)[:1] for name, array in arrays.items()})
+
+    def canary(self, model: Any = None, percent: int = 10) -> Deployment:
+        """Bring another model up and give it a share of the traffic as soon as it is ready.
+
+        Parameters
+        ----------
+        model : Model or Run, optional
+            The model, or the run that made it; without one, only the share of the present canary changes.
+        percent : int
+            Its share, 0 to 100.
+
+        Raises
+        ------
+        SpecError
+            If another canary is on trial, or the model's signature would break callers.
+        """
+        rollout = self._fresh_rollout()
+        if model is None:
+            return self._roll(rollout.start_canary(rollout.canary, percent))
+        model = model if isinstance(model, Model) else model.model
+        if model.signature != self.model.signature:
+            raise SpecError(
+                f"{model.name} {model.version} takes and gives {model.signature}, callers of {self.name!r} use {self.model.signature}",
+                fix="deploy it under another name",
+            )
+        revisions: dict[str, Any] = dict(self._record.desired["revisions"])
+        revision = revision_id(model, revisions)
+        revisions[revision] = model_entry(model)
+        self._want(revisions=revisions, rollout=rollout.start_canary(revision, percent).to_json())
+        return self
+
+    def promote(self) -> Deployment:
+        """Give the canary all the traffic; the revision before it stays up to go back to."""
+        return self._roll(self._fresh_rollout().promote())
+
+    def rollback(self) -> Deployment:
+        """Go back to the stable revision, or from a promoted one to the one before."""
+        return self._roll(self._fresh_rollout().rollback())
+
+    def _fresh_rollout(self) -> Rollout:
+        self.refresh()
+        if self.ended or self._record.desired.get("delete"):
+            raise NotReadyError(f"the deployment {self.name!r} is {self.phase}", fix="deploy the model again")
+        return self.rollout
+
+    def _roll(self, rollout: Rollout) -> Deployment:
+        self._want(rollout=rollout.to_json())
+        return self
+
+    def delete(self) -> None:
+        """Take it down, and its kept payloads with it. Nothing happens where it is down."""
+        if not self.ended:
+            self._want(delete=True)
+
+    def card(self) -> Card:
+        """Show where it answers, which revision has which traffic, and what it costs."""
+        status = self._record.status
+        reason = f": {status['reason']}" if status.get("reason") else ""
+        price = status.get("price") or {"per_hour": 0.0, "currency": ""}
+        facts = [
+            ("phase", self.phase + reason),
+            ("url", self.url or "none yet"),
+            ("cost per hour", money(price["per_hour"], price["currency"]) if price["currency"] else "none yet"),
+            ("spent", str(self.cost)),
+            ("lease", f"{duration(self.spec.lease)} without a live handle" if self.spec.lease else "for ever"),
+        ]
+        rows = [
+            (row["id"], f"{row['traffic']} %", "yes" if row["ready"] else "no", str(row["replicas"]), self._role(row["id"]))
+            for row in self.revisions
+        ]
+        tables = [Table(("revision", "traffic", "ready", "replicas", "role"), rows)] if rows else []
+        note = f"as of {self.age}; cloudai.attach({self.ref!r}) brings it back"
+        return Card(f"Deployment {self.name}", facts, tables=tables, notes=[note])
+
+    def _role(self, revision: str) -> str:
+        state = self.rollout
+        roles = {state.stable: "stable", state.canary: "canary", state.previous: "previous, to go back to"}
+        return roles.get(revision, "ending")
+
+    def metrics(self) -> dict[str, float]:
+        """Read the service's own counters now: requests, errors, and the mean latency in seconds.
+
+        Raises
+        ------
+        CloudAIError
+            If the service does not answer.
+        """
+        from datetime import UTC, datetime
+
+        driver = registry.telemetry_driver(self.spec.on)
+        totals: dict[str, float] = {}
+        for metric in driver.metrics(self.name, since=datetime.fromtimestamp(self._record.created, UTC)):
+            if "le" not in metric.labels:
+                totals[metric.name] = totals.get(metric.name, 0.0) + metric.value
+        count = totals.get("ml_inference_latency_count", 0.0)
+        return {
+            "requests": count,
+            "errors": totals.get("ml_inference_errors_total", 0.0),
+            "mean_latency_seconds": totals.get("ml_inference_latency_sum", 0.0) / count if count else 0.0,
+        }
+
+
+def deployment_spending(record: Record) -> Spending:
+    """Return what a deployment's record says that it has cost."""
+    status = record.status
+    return spending([(status.get("started"), status.get("ended"))], status.get("price"))
+
+
+def model_entry(model: Model) -> dict[str, str]:
+    """Return what the ledger keeps of a model."""
+    return {"name": model.name, "version": model.version, "uri": model.uri, "digest": model.digest}
+
+
+def revision_id(model: Model, known: Mapping[str, Mapping[str, str]]) -> str:
+    """Return the name of a model's revision; a second model of the same version gets a part of its digest."""
+    name = f"v{model.version}"
+    taken = name in known and known[name].get("digest") not in (None, model.digest)
+    return f"{name}-{model.digest[:6]}" if taken else name
+

@@ -1,0 +1,237 @@
+"""The life of a serving process: it takes a port on this machine, says so in a file, serves, drains and ends."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import uvicorn
+from pydantic import Field
+
+from cloudai.errors import CloudAIError, DriverError, SpecError
+from cloudai.serving.asgi import Application, json_bytes
+from cloudai.serving.files import replace_file
+from cloudai.specs.units import Seconds
+from cloudai.specs.validation import Spec
+from cloudai.state.lease import expired
+
+__all__ = ["PORT_TAKEN", "ProcessOptions", "errors_in_two_lines", "read_arguments", "run"]
+
+PORT_TAKEN = 3
+"""The exit code of a process whose port somebody else has."""
+
+_HOST = "127.0.0.1"
+_KEEP_ALIVE = 75  # seconds; longer than the router's, so that no request meets a connection that is being closed
+_logger = logging.getLogger(__name__)
+S = TypeVar("S", bound="ProcessOptions")
+
+
+class ProcessOptions(Spec):
+    """Where a serving process listens, and how it ends."""
+
+    state: Path = Field(description="folder for the files that this process writes")
+    host: str = Field(default=_HOST, description="127.0.0.1: nothing listens further without authentication")
+    port: int = Field(default=0, ge=0, le=65535, description="0 takes a free one")
+    drain_delay: Seconds = Field(default=0.5, description="how long new requests are still taken after SIGTERM")
+    drain_timeout: Seconds = Field(default=12.0, description="how long requests in flight may take after SIGTERM")
+    lease_file: Path | None = Field(default=None, description='JSON {"until": unix seconds or null}; past it, the process ends')
+    lease_interval: Seconds = Field(default=5.0, description="how often the lease is looked at")
+
+
+def read_arguments(
+    kind: type[S], parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> tuple[S, argparse.Namespace]:
+    """Read options of `kind` from a command line, beside what `parser` already knows.
+
+    Raises
+    ------
+    SpecError
+        If a value cannot be read.
+    """
+    for name, field in kind.model_fields.items():
+        read = _number if field.annotation is float else str
+        parser.add_argument(f"--{name.replace('_', '-')}", type=read, required=field.is_required(), help=field.description)
+    known = vars(parser.parse_args(arguments))
+    given = {name: known.pop(name) for name in kind.model_fields}
+    return kind.of(**{name: value for name, value in given.items() if value is not None}), argparse.Namespace(**known)
+
+
+def _number(text: str) -> float | str:
+    """Read a bare number; a text with a unit is the spec's to read."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def run(make: Callable[[int], Application], options: ProcessOptions, *, state_file: str) -> NoReturn:
+    """Serve until told to end, and leave the process.
+
+    SIGTERM and SIGINT drain: the process says that it is not ready, still takes requests for ``drain_delay``, finishes
+    those in flight for up to ``drain_timeout`` in all, and exits with 0. A second signal ends it at once. A lease that
+    is past drains as well. A port that is taken gives two lines on stderr and exit code 3.
+
+    Parameters
+    ----------
+    make : callable
+        Makes the application from the port.
+    state_file : str
+        The file under ``options.state`` that says pid, port and what the application says of itself.
+    """
+    with errors_in_two_lines():
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        listener = _listen(options)
+        options.state.mkdir(parents=True, exist_ok=True)
+        application = make(listener.getsockname()[1])
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_live(application, listener, options, options.state / state_file))
+    _leave(0)
+
+
+class _PortTakenError(DriverError):
+    """Somebody else listens there."""
+
+
+def _listen(options: ProcessOptions) -> socket.socket:
+    if options.host != _HOST:
+        raise SpecError(f"cannot listen on {options.host!r}", fix=f"use {_HOST}: there is no authentication yet")
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((options.host, options.port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise _PortTakenError(
+            f"the port {options.port} cannot be taken: {error.strerror}", fix="give another port, or 0 for a free one"
+        ) from None
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with signals and the end left to us."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+
+async def _live(application: Application, listener: socket.socket, options: ProcessOptions, state: Path) -> None:
+    port = listener.getsockname()[1]
+
+    def write_state() -> None:
+        replace_file(state, json_bytes({"pid": os.getpid(), "port": port} | application.describe()))
+
+    ending = _on_signals()
+    server = _Server(_uvicorn(application))
+    await application.start()
+    serving = asyncio.create_task(server.serve([listener]))
+    serving.add_done_callback(lambda _: server.listening.set())
+    serving.add_done_callback(lambda _: ending.set())
+    await server.listening.wait()
+    write_state()
+    _logger.info("listening on %s:%d", options.host, port)
+    await _wait_for_end(ending, options)
+    application.draining = True
+    write_state()
+    await _drain(application, options)
+    server.should_exit = True
+    await serving
+    await application.stop()
+    _logger.info("ended")
+
+
+def _uvicorn(application: Application) -> uvicorn.Config:
+    return uvicorn.Config(
+        application,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=1,
+    )
+
+
+def _on_signals() -> asyncio.Event:
+    """Set the event on the first signal, leave at once on the second."""
+    ending = asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        if ending.is_set():
+            _leave(128 + number)
+        _logger.info("%s: draining", signal.Signals(number).name)
+        ending.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    return ending
+
+
+async def _wait_for_end(ending: asyncio.Event, options: ProcessOptions) -> None:
+    while not ending.is_set():
+        if options.lease_file is not None and expired(options.lease_file):
+            _logger.info("the lease is past: draining")
+            ending.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ending.wait(), options.lease_interval if options.lease_file else None)
+
+
+async def _drain(application: Application, options: ProcessOptions) -> None:
+    """Take requests a little longer, for those who do not know yet; then finish what is in flight."""
+    deadline = time.monotonic() + options.drain_timeout
+    await asyncio.sleep(min(options.drain_delay, options.drain_timeout))
+    application.accepting = False
+    while application.in_flight and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+    if application.in_flight:
+        _logger.warning("%d requests were not finished in %g s", application.in_flight, options.drain_timeout)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+@contextlib.contextmanager
+def errors_in_two_lines() -> Iterator[None]:
+    """Turn an error of ours into two lines on stderr and the end of the process."""
+    try:
+        yield
+    except CloudAIError as error:
+        sys.stderr.write(f"{error}\n")
+        _leave(PORT_TAKEN if isinstance(error, _PortTakenError) else 1)
+
+
+def _leave(code: int) -> NoReturn:
+    """End now: a thread that still computes for nobody must not hold the process."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

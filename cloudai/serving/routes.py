@@ -1,0 +1,114 @@
+"""Which revision gets a request: the routing table and its file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cloudai.errors import SpecError
+
+__all__ = ["RouteFile", "RouteTable"]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RouteTable:
+    """Ports and shares of the revisions that have traffic.
+
+    Attributes
+    ----------
+    ports : mapping of str to int
+        The port of each such revision on this machine.
+    traffic : mapping of str to float
+        Percent of the requests, above 0; they sum to 100, or there is no revision at all.
+
+    Examples
+    --------
+    >>> table = RouteTable.parse('{"traffic": {"a": 90, "b": 10}, "backends": {"a": {"port": 1}, "b": {"port": 2}}}')
+    >>> table.choose("request-1"), table.choose("request-2")
+    (['b', 'a'], ['a', 'b'])
+    """
+
+    ports: Mapping[str, int]
+    traffic: Mapping[str, float]
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> RouteTable:
+        """Read ``{"traffic": {revision: percent}, "backends": {revision: {"port": port}}}``.
+
+        Raises
+        ------
+        SpecError
+            If it is not such a table: percentages that do not sum to 100, a revision with traffic but without a port.
+        """
+        try:
+            value = json.loads(text)
+            traffic = {str(name): float(share) for name, share in sorted(value["traffic"].items())}
+            routed = {name: share for name, share in traffic.items() if share > 0}
+            ports = {name: _port(value["backends"][name]["port"]) for name in routed}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise _bad(f"{error!r}"[:200]) from None
+        sums_up = not traffic or abs(sum(traffic.values()) - 100) <= 1e-6
+        if not sums_up or min(traffic.values(), default=0) < 0:
+            raise _bad(f"the shares {traffic} do not sum to 100")
+        return cls(ports, routed)
+
+    def choose(self, request_id: str) -> list[str]:
+        """Return the revisions for a request: the chosen one, then the others, the largest share first.
+
+        The choice is a hash of the request's id against the shares: a request sent again goes to the same revision, and
+        over different ids each revision gets its share of them in the long run, without any state.
+        """
+        digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
+        point = int.from_bytes(digest, "big") / 2**64 * sum(self.traffic.values())
+        others = sorted(self.traffic, key=lambda name: -self.traffic[name])
+        for name, share in self.traffic.items():
+            point -= share
+            if point < 0:
+                return [name, *(other for other in others if other != name)]
+        return others
+
+
+def _port(value: Any) -> int:
+    if type(value) is not int or not 0 < value < 65536:
+        raise ValueError(f"the port {value!r}")
+    return value
+
+
+def _bad(what: str) -> SpecError:
+    return SpecError(
+        f"this is not a routing table: {what}", fix='write {"traffic": {name: percent}, "backends": {name: {"port": n}}}'
+    )
+
+
+class RouteFile:
+    """The routing table in a file that others replace; a bad file leaves the last good table in force."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, ...] | None = None
+        self._table: RouteTable | None = None
+
+    def current(self) -> RouteTable | None:
+        """Return the table in force now, read again if the file has changed; None before the first good one."""
+        try:
+            status = os.stat(self._path)  # noqa: PTH116 (asked for every request, and twice as fast)
+            seen = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+            if seen != self._seen:
+                self._seen = seen
+                self._table = RouteTable.parse(self._path.read_bytes())
+                _logger.info("traffic: %s", self._table.traffic)
+        except FileNotFoundError:
+            if self._seen is not None:
+                self._seen = None
+                _logger.warning("%s is gone: the last table stays in force", self._path)
+        except (SpecError, OSError) as error:
+            _logger.warning("%s: the last table stays in force: %s", self._path, error)
+        return self._table

@@ -1,0 +1,120 @@
+"""Live handles: one background thread a process keeps them fresh, renews their leases and says who holds them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from abc import abstractmethod
+
+from cloudai.display import Shown, ago
+from cloudai.errors import CloudAIError
+from cloudai.state import lease
+from cloudai.state.leader import ensure_supervisor
+from cloudai.state.ledger import Ledger, Record
+
+__all__ = ["Handle"]
+
+log = logging.getLogger(__name__)
+
+_REFRESH = 0.5  # seconds
+_RENEW = 20.0  # seconds between two renewals of a lease
+
+_handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+_thread: threading.Thread | None = None
+_lock = threading.Lock()
+
+
+class Handle(Shown):
+    """The user's end of something that goes on without them.
+
+    Attributes
+    ----------
+    name : str
+        Its name.
+    ref : str
+        What `cloudai.attach` takes.
+    """
+
+    lease_seconds: float | None = None
+
+    def __init__(self, ledger: Ledger, record: Record) -> None:
+        self._ledger = ledger
+        self._record = record
+        self._read_at = time.monotonic()
+        self._renewed_at = float("-inf")
+        self.name = record.name
+        self.ref = record.ref
+        _keep_fresh(self)
+
+    @abstractmethod
+    def _read(self, record: Record) -> None:
+        """Read what else the card shows, beside the record."""
+
+    @property
+    def phase(self) -> str:
+        """Where it stands, as last read."""
+        return self._record.phase
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing happens to it any more."""
+        return self._record.ended
+
+    @property
+    def age(self) -> str:
+        """How old the last snapshot is, in words."""
+        return ago(time.monotonic() - self._read_at)
+
+    def refresh(self) -> None:
+        """Read the present state, now.
+
+        Raises
+        ------
+        CloudAIError
+            If it is gone, or the store cannot be read.
+        """
+        record = self._ledger.get(self._record.kind, self.name)
+        self._read(record)
+        self._record = record
+        self._read_at = time.monotonic()
+
+    def _want(self, **change: object) -> None:
+        """Say what the user wants now, and make sure that somebody hears it."""
+        self._record = self._ledger.want(self._record.kind, self.name, change)
+        ensure_supervisor()
+
+    def _hold(self) -> None:
+        """Renew the lease and the sign that this process holds the object."""
+        if self.ended or time.monotonic() - self._renewed_at < _RENEW:
+            return
+        self._renewed_at = time.monotonic()
+        if self.lease_seconds is not None:
+            lease.renew(lease.lease_file(self._record.kind, self.name), self.lease_seconds)
+        self._ledger.hold(self._record.kind, self.name)
+
+
+def _keep_fresh(handle: Handle) -> None:
+    global _thread  # noqa: PLW0603  one thread for the whole process
+    with _lock:
+        _handles.add(handle)
+        if _thread is None or not _thread.is_alive():
+            _thread = threading.Thread(target=_run, name="cloudai-handles", daemon=True)
+            _thread.start()
+
+
+def _run() -> None:
+    while True:
+        time.sleep(_REFRESH)
+        alive = [handle for handle in list(_handles) if not handle.ended]
+        for handle in alive:
+            try:
+                handle._hold()  # noqa: SLF001  this thread is the handle's own
+                handle.refresh()
+            except CloudAIError as error:
+                log.debug("%s could not be refreshed: %s", handle.ref, error.what)
+            except Exception:
+                log.exception("%s could not be refreshed", handle.ref)
+        if alive:
+            ensure_supervisor()

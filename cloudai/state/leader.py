@@ -1,0 +1,78 @@
+"""One supervisor leads; whoever needs one makes sure that it runs.
+
+The lead is a lock on a file, which the operating system gives back the moment its holder dies, however it dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cloudai import settings
+
+__all__ = ["ensure_supervisor", "leading", "supervisor_pid"]
+
+_START_AGAIN = 3.0  # seconds in which a supervisor that was just started is not started once more
+_started: dict[Path, float] = {}
+
+
+@contextmanager
+def leading(home: Path) -> Iterator[bool]:
+    """Hold the lead of `home` for the length of the block; yields False where somebody else has it."""
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (home / "supervisor.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield True
+        file.truncate(0)
+
+
+def supervisor_pid(home: Path) -> int | None:
+    """Return the process id of the leading supervisor, or None where nobody leads."""
+    path = home / "supervisor.lock"
+    if not path.exists():
+        return None
+    with path.open("r") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = path.read_text()
+            return int(text) if text else 0
+    return None
+
+
+def ensure_supervisor() -> None:
+    """Start a supervisor, detached from this process, unless one leads already."""
+    home = settings.current().home
+    if supervisor_pid(home) is not None or time.monotonic() - _started.get(home, -_START_AGAIN) < _START_AGAIN:
+        return
+    _started[home] = time.monotonic()
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (home / "supervisor.log").open("ab") as log:
+        subprocess.Popen(
+            [sys.executable, "-m", "cloudai.agents.supervisor"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=home,
+            env=os.environ | environment(),
+        )
+
+
+def environment() -> dict[str, str]:
+    """Return the settings in force as environment variables, so that a child process sees the same."""
+    now = settings.current()
+    return {f"CLOUDAI_{name.upper()}": str(getattr(now, name)) for name in settings.NAMES}

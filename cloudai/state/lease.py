@@ -1,0 +1,43 @@
+"""Leases: for how long something may go on without anybody renewing it, kept where it runs and enforced there.
+
+A lease is a file with a unix time. A live handle renews it; the worker or server that it belongs to reads it every few
+seconds and ends itself when the time has passed. A kernel that is gone renews nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from cloudai import settings
+
+__all__ = ["expired", "lease_file", "remaining", "renew"]
+
+
+def lease_file(kind: str, name: str) -> Path:
+    """Return the file that holds the lease of an object."""
+    return settings.current().home / "leases" / f"{kind}-{name}.json"
+
+
+def renew(path: Path, seconds: float | None) -> None:
+    """Let it go on for `seconds` from now; None for ever."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(json.dumps({"until": None if seconds is None else time.time() + seconds}))
+    fresh.replace(path)
+
+
+def remaining(path: Path) -> float | None:
+    """Return the seconds left, negative when it has passed; None for ever or where there is no lease."""
+    try:
+        until = json.loads(path.read_text())["until"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return None if until is None else float(until) - time.time()
+
+
+def expired(path: Path) -> bool:
+    """Whether the lease has passed."""
+    left = remaining(path)
+    return left is not None and left <= 0

@@ -1,0 +1,370 @@
+"""Collects what captured code refers to, name by name, and writes the module that holds it all."""
+
+from __future__ import annotations
+
+import builtins
+import graphlib
+import sys
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+from cloudai.artifacts.bundle import INNER_PREFIX
+from cloudai.training.constants import Uncarriable, describe, render
+from cloudai.training.definitions import Definition, Found, changes_since, find, place_of
+from cloudai.training.imports import Address, LocalModules, address_of, imports_in, is_installed_file, whereabouts
+from cloudai.training.names import Names, line_of, names_in
+from cloudai.training.pieces import Piece, in_order, write
+
+__all__ = ["Collector", "Problem"]
+
+_OWN_NAMES = frozenset({"__name__", "__doc__", "__package__", "__loader__", "__spec__", "__builtins__", "__debug__"})
+"""Names that every module has for itself."""
+_ODD_NAMES = {
+    "get_ipython": ("magics and ! commands work only in a notebook", "write plain Python"),
+    "__file__": ("it names another file there", "pass the path as config="),
+}
+
+
+@dataclass(frozen=True)
+class Use:
+    """Who refers to a name, and where."""
+
+    user: str
+    file: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"‘{self.user}’ uses it ({place_of(self.file, self.line)})" if self.file else "it was passed itself"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that cannot be carried: what, what to do about it, and who refers to it."""
+
+    what: str
+    fix: str
+    use: Use
+
+
+class Collector:
+    """Everything that captured objects refer to.
+
+    Attributes
+    ----------
+    problems : list of Problem
+        What cannot be carried; after `finish` in the order of the source.
+    modules : LocalModules
+        The local modules that travel along.
+    """
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self.modules = LocalModules()
+        self._pieces: dict[str, Piece] = {}
+        self._namespace: dict[str, Any] | None = None
+        self._asked: dict[str, Use | None] = {}  # the global names seen so far, and who cannot do without
+        self._failed: dict[str, Uncarriable] = {}
+        self._private: dict[int, tuple[str, Any]] = {}
+        self._needed: deque[Callable[[], None]] = deque()
+        self._wanted: deque[Callable[[], None]] = deque()
+        self._submodules: set[str] = set()
+        self._lazy_annotations = False
+
+    def entry(self, value: Any, label: str) -> str:
+        """Take an object that was asked for and return where it is found: ``module:qualname``, or a name in the source."""
+        address = address_of(value)
+        if address is not None:
+            self.modules.add(address.module, label)
+            return f"{address.module}:{address.qualname}"
+        try:
+            return self._entry_name(value, label)
+        except Uncarriable as error:
+            self._report(error, Use(label))
+            return ""
+
+    def _entry_name(self, value: Any, label: str) -> str:
+        piece = Piece(f"{INNER_PREFIX}entry_{len(self._pieces)}")
+        expression = self._expression(value, label, piece, Use(label))
+        if all(part.isidentifier() for part in expression.split(".")):
+            return expression
+        piece.text = f"{piece.name} = {expression}"
+        self._pieces[piece.name] = piece
+        return piece.name
+
+    def finish(self) -> None:
+        """Follow all references to their ends; names that are only good to have come last."""
+        while self._needed or self._wanted:
+            (self._needed or self._wanted).popleft()()
+        self._check_order()
+        for name, importer in self.modules.compiled.items():
+            what = f"the local module {name!r} has no source and cannot travel; {importer!r} imports it"
+            self._add_problem(what, "install it as a package where the work runs", Use(importer))
+        users = list(dict.fromkeys(problem.use.user for problem in self.problems))
+        self.problems.sort(key=lambda problem: (users.index(problem.use.user), problem.use.line))
+
+    def source(self) -> str:
+        """Write the module that holds it all; an empty text if nothing is in it."""
+        return write(self._pieces, self._submodules, lazy_annotations=self._lazy_annotations)
+
+    def _check_order(self) -> None:
+        try:
+            in_order(self._pieces)
+        except graphlib.CycleError as error:
+            names = " and ".join(f"‘{name.removeprefix(INNER_PREFIX)}’" for name in sorted(set(error.args[1])))
+            fix = "define them at the top level, and run the cells in order in a fresh kernel"
+            self._add_problem(f"{names} need each other before they are defined", fix, Use(names))
+
+    def _report(self, error: Uncarriable, use: Use) -> None:
+        reason = f" ({error.reason})" if error.reason else ""
+        what = f"{describe(error.label, error.value)} cannot be carried to the worker{reason}; {use}"
+        self._add_problem(what, error.fix, use)
+
+    def _add_problem(self, what: str, fix: str, use: Use) -> None:
+        self.problems.append(Problem(what, fix, use))
+
+    def _read(self, name: str, piece: Piece, use: Use, *, early: bool, soft: bool = False) -> None:
+        """Note that a piece reads a global name, and see that the name gets bound."""
+        if name in _OWN_NAMES or name == piece.name:
+            return
+        if name in _ODD_NAMES and not soft:
+            reason, fix = _ODD_NAMES[name]
+            self._add_problem(f"‘{name}’ cannot be carried to the worker ({reason}); {use}", fix, use)
+        elif name not in self._names:
+            if not soft and not _is_builtin(name):
+                self._add_problem(f"‘{name}’ is not defined; {use}", "define or import it in a cell that runs before", use)
+        else:
+            (piece.needs if early else piece.uses).add(name)
+            self._ask(name, use, soft=soft)
+
+    def _ask(self, name: str, use: Use, *, soft: bool) -> None:
+        if name not in self._asked:
+            self._asked[name] = None if soft else use
+            (self._wanted if soft else self._needed).append(lambda: self._bind(name, use))
+        elif not soft and self._asked[name] is None:
+            self._asked[name] = use
+            if name in self._failed:
+                self._report(self._failed[name], use)
+
+    def _bind(self, name: str, use: Use) -> None:
+        """Write the piece that binds a global name."""
+        piece = Piece(name)
+        try:
+            self._fill(piece, self._names[name], use)
+            self._pieces[name] = piece
+        except Uncarriable as error:
+            self._failed[name] = error
+            if self._asked[name] is not None:
+                self._report(error, use)
+
+    def _fill(self, piece: Piece, value: Any, use: Use) -> None:
+        if isinstance(value, ModuleType):
+            piece.kind, piece.text = "import", self._import_module(value, piece.name, use)
+            return
+        address = address_of(value, piece.name) if callable(value) else None
+        found = find(value) if address is None and callable(value) else None
+        if found is not None and self._is_public(value, found) and found.definition.node.name == piece.name:
+            self._define(piece, value, found)
+        elif address is not None:
+            self._import_object(piece, address, use)
+        else:
+            self._fill_with_value(piece, value, use)
+
+    def _fill_with_value(self, piece: Piece, value: Any, use: Use) -> None:
+        try:
+            piece.text = f"{piece.name} = {self._expression(value, piece.name, piece, use)}"
+        except Uncarriable:
+            address = address_of(value, piece.name)
+            if address is None:
+                raise
+            self._import_object(piece, address, use)
+
+    def _import_module(self, module: ModuleType, name: str, use: Use) -> str:
+        known = next((key for key in (module.__name__, *sys.modules) if sys.modules.get(key) is module), "")
+        if not known or whereabouts(known) == "missing":
+            fix = "import a module that is installed or stands in a file"
+            raise Uncarriable(name, module, "it was made in this session", fix)
+        self.modules.add(known, use.user)
+        return f"import {known}" if known == name else f"import {known} as {name}"
+
+    def _import_object(self, piece: Piece, address: Address, use: Use) -> None:
+        if "." in address.qualname:
+            piece.text = f"{piece.name} = {self._at(address, piece, use)}"
+            return
+        self.modules.add(address.module, use.user)
+        renamed = "" if address.qualname == piece.name else f" as {piece.name}"
+        piece.kind, piece.text = "import", f"from {address.module} import {address.qualname}{renamed}"
+
+    def _at(self, address: Address, piece: Piece, use: Use) -> str:
+        """Return an expression for something in a module, under an alias that no name of the user's can hide."""
+        alias = f"{INNER_PREFIX}{address.module.replace('.', '_')}"
+        self.modules.add(address.module, use.user)
+        self._pieces[alias] = Piece(alias, "import", f"import {address.module} as {alias}")
+        piece.needs.add(alias)
+        return f"{alias}.{address.qualname}" if address.qualname else alias
+
+    def _expression(self, value: Any, label: str, piece: Piece, use: Use) -> str:
+        return render(value, label, lambda inner, inner_label: self._refer(inner, inner_label, piece, use))
+
+    def _refer(self, value: Any, label: str, piece: Piece, use: Use) -> str:
+        """Return an expression for a module, class or function inside of a value."""
+        if isinstance(value, ModuleType):
+            alias = f"{INNER_PREFIX}{value.__name__.replace('.', '_')}"
+            self._pieces[alias] = Piece(alias, "import", self._import_module(value, alias, use))
+            piece.needs.add(alias)
+            return alias
+        address = address_of(value)
+        if address is not None:
+            return self._at(address, piece, use)
+        if isinstance(value, MethodType) and isinstance(value.__self__, type):
+            return f"{self._refer(value.__self__, label, piece, use)}.{value.__name__}"
+        owner = self._owner_of(value)
+        if owner is not None:
+            return f"{self._refer(owner, label, piece, use)}.{value.__name__}"
+        if not callable(value):
+            raise Uncarriable(label, value)
+        return self._refer_to_definition(value, label, piece, use)
+
+    def _owner_of(self, value: Any) -> type | None:
+        """Return the class of the user's in whose body a class or function stands."""
+        head, _, name = getattr(value, "__qualname__", "").rpartition(".")
+        if not isinstance(value, type | FunctionType) or not head or head.endswith(">"):
+            return None
+        space = value.__globals__ if isinstance(value, FunctionType) else vars(sys.modules.get(value.__module__, builtins))
+        owner: Any = space.get(head.partition(".")[0])
+        for part in head.split(".")[1:]:
+            owner = getattr(owner, part, None)
+        return owner if isinstance(owner, type) and getattr(owner, name, None) is value else None
+
+    def _refer_to_definition(self, value: Any, label: str, piece: Piece, use: Use) -> str:
+        found = find(value)
+        if found is None:
+            raise Uncarriable(label, value, *_why_no_source(value))
+        if self._namespace is None and found.namespace is not None:
+            self._namespace = found.namespace
+        if self._is_public(value, found):
+            self._read(found.definition.node.name, piece, use, early=True)
+            return found.definition.node.name
+        if id(value) not in self._private:
+            name = f"{INNER_PREFIX}{len(self._private) + 1}_{found.definition.node.name}"
+            self._private[id(value)] = name, value  # held, so that its id stays its own
+            self._needed.append(lambda: self._define_private(name, value, found))
+        piece.needs.add(self._private[id(value)][0])
+        return self._private[id(value)][0]
+
+    def _is_public(self, value: Any, found: Found) -> bool:
+        """Whether the object is what its own name means to everybody."""
+        at_home = found.namespace is None or found.namespace is self._namespace
+        return at_home and not found.free and self._names.get(found.definition.node.name) is value
+
+    @property
+    def _names(self) -> dict[str, Any]:
+        return self._namespace if self._namespace is not None else {}
+
+    def _define(self, piece: Piece, value: Any, found: Found) -> None:
+        """Write a definition that everybody knows by its own name."""
+        piece.kind, piece.text = "definition", found.definition.text
+        self._scan(piece, value, found.definition, self._names_in(found.definition))
+
+    def _define_private(self, name: str, value: Any, found: Found) -> None:
+        """Write a definition under a name of ours: it had variables around it, or its name means something else by now."""
+        definition, own = found.definition, found.definition.node.name
+        piece = self._pieces[name] = Piece(name, "definition")
+        names = self._names_in(definition, found.free)
+        free = dict(found.free)
+        if found.namespace is not None and found.namespace is not self._namespace:
+            used = names.early | names.late | names.perhaps
+            free |= {key: found.namespace[key] for key in used & found.namespace.keys() - _OWN_NAMES - _ODD_NAMES.keys()}
+            names = self._names_in(definition, free)
+        arguments = [f"{key}={self._argument(key, free[key], piece, definition)}" for key in sorted(free)]
+        calls_own_name = own in names.early | names.late and not isinstance(value, type)
+        if calls_own_name and not free:
+            piece.text = f"{definition.renamed(name)}\n\n\n{name}.__name__ = {own!r}"
+        else:
+            piece.text = f"{_in_factory(name, definition, arguments)}\n{name}.__qualname__ = {name!r}"
+        self._scan(piece, value, definition, names)
+
+    def _argument(self, key: str, value: Any, piece: Piece, definition: Definition) -> str:
+        use = _use(definition, key)
+        try:
+            return self._expression(value, key, piece, use)
+        except Uncarriable as error:
+            self._report(error, use)
+            return "None"
+
+    def _names_in(self, definition: Definition, free: Collection[str] = ()) -> Names:
+        return names_in(definition.node, free=free, lazy_annotations=definition.lazy_annotations)
+
+    def _scan(self, piece: Piece, value: Any, definition: Definition, names: Names) -> None:
+        """Follow everything that a definition refers to."""
+        self._lazy_annotations |= definition.lazy_annotations
+        if isinstance(value, type):
+            self._check_unchanged(value, definition)
+        for name in sorted(names.early | names.late, key=lambda name: (line_of(definition.node, name), name)):
+            self._read(name, piece, _use(definition, name), early=name in names.early)
+        for name in sorted(names.perhaps):
+            self._read(name, piece, _use(definition, name), early=False, soft=True)
+        for chain in sorted(names.dotted):
+            self._submodules.update(list(self._modules_along(chain))[-1:])
+        self._follow_imports(definition)
+
+    def _check_unchanged(self, cls: type, definition: Definition) -> None:
+        for name in changes_since(cls, definition):
+            what = f"‘{cls.__name__}.{name}’ was set after the class was defined, and would be lost"
+            self._add_problem(what, "write it into the class, and run that cell again", Use(cls.__name__))
+
+    def _modules_along(self, chain: str) -> Iterator[str]:
+        """Yield the submodules that an attribute chain passes: ``import xml`` alone does not load ``xml.etree``."""
+        root, *attributes = chain.split(".")
+        module = self._names.get(root)
+        for attribute in attributes:
+            below = getattr(module, attribute, None) if isinstance(module, ModuleType) else None
+            if not isinstance(below, ModuleType) or module is None or below.__name__ != f"{module.__name__}.{attribute}":
+                return
+            self.modules.add(below.__name__, chain)
+            yield below.__name__
+            module = below
+
+    def _follow_imports(self, definition: Definition) -> None:
+        """See that the modules that the code imports when it is called will be there."""
+        for found in imports_in(definition.node):
+            self.modules.add(found.name, definition.node.name)
+            if found.guarded or found.maybe:
+                continue
+            use = Use(definition.node.name, definition.file, definition.line + found.line - 1)
+            if found.name.startswith("."):
+                fix = "write the import with the full name of the package"
+                self._add_problem(f"the relative import of {found.name!r} has no package on the worker; {use}", fix, use)
+            elif whereabouts(found.name) == "missing":
+                self._add_problem(f"there is no module {found.name!r}; {use}", "install it, or mend the name", use)
+
+
+def _is_builtin(name: str) -> bool:
+    """Whether every Python has the name; IPython adds some of its own."""
+    module = getattr(getattr(builtins, name, None), "__module__", None) or "builtins"
+    return hasattr(builtins, name) and not module.startswith("IPython")
+
+
+def _use(definition: Definition, name: str) -> Use:
+    return Use(definition.node.name, definition.file, definition.line + line_of(definition.node, name) - 1)
+
+
+def _in_factory(name: str, definition: Definition, arguments: list[str]) -> str:
+    """Write a function that gives the definition its variables, and the call of it."""
+    factory = f"{INNER_PREFIX}make_{name.removeprefix(INNER_PREFIX)}"
+    parameters = ", ".join(argument.partition("=")[0] for argument in arguments)
+    head = f"def {factory}({parameters}):\n{definition.indented()}\n    return {definition.node.name}"
+    return f"{head}\n\n\n{name} = {factory}({', '.join(arguments)})"
+
+
+def _why_no_source(value: Any) -> tuple[str, str]:
+    """Return the reason and the fix for a callable whose source cannot be had."""
+    if getattr(value, "__name__", "") == "<lambda>":
+        return "a lambda has no source of its own", "write a def"
+    if not isinstance(value, type | FunctionType) and not hasattr(value, "__wrapped__"):
+        return "an object", "build it inside the function, or write a def that does what it does"
+    if isinstance(value, FunctionType) and is_installed_file(value.__code__.co_filename):
+        return "it was made by an installed package", "write it as a decorator over a def, or make it inside the function"
+    return "its source is not available", "define it with def or class in a cell of its own, without %%time, or in a file"

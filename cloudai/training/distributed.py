@@ -1,0 +1,117 @@
+"""More than one worker: Ray Train carries processes, ranks, restarts and collectives; the rest is ours, as for one.
+
+Ray Train's own checkpoints are not used: ours lie on the store and are found there by whichever process comes next.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from cloudai.errors import MissingExtraError, PlacementError
+from cloudai.specs.training import TrainSpec
+from cloudai.training.job import RunFiles
+from cloudai.training.journal import JournalReader
+
+__all__ = ["execute_on_ray"]
+
+log = logging.getLogger(__name__)
+
+
+def execute_on_ray(spec: TrainSpec, attempt: int, stop_reason: Callable[[], str]) -> int:
+    """Run the work on a Ray cluster of this machine and return the exit code.
+
+    Raises
+    ------
+    MissingExtraError
+        If Ray is not installed.
+    """
+    # nothing but this machine is part of the cluster, so nothing of it listens elsewhere
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_TRAIN_V2_ENABLED="1", RAY_DEDUP_LOGS="0")
+    try:
+        import ray
+        from ray.train.torch import TorchTrainer
+    except ImportError:
+        raise MissingExtraError("more than one worker needs Ray", fix='pip install "cloudai[ray]"') from None
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+    workers, cpus = spec.scaling.num_workers, spec.resources.cpus
+    _preflight(workers, cpus)
+    ray.init(num_cpus=round(workers * cpus + 0.5), include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix="cloudai-ray-") as folder:
+            TorchTrainer(
+                _rank_main,
+                train_loop_config={"spec": spec.model_dump_json(), "attempt": attempt},
+                scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": cpus}),
+                # the name is new each time: Ray would silently go on from a snapshot of the same name
+                run_config=RunConfig(
+                    name=f"{spec.name}-{attempt}",
+                    storage_path=folder,
+                    failure_config=FailureConfig(max_failures=spec.failure.max_failures),
+                ),
+            ).fit()
+    finally:
+        ray.shutdown()
+    return _exit_code(spec)
+
+
+def _preflight(workers: int, cpus: float) -> None:
+    """Refuse what this machine does not have; bare Ray Train would wait for ever."""
+    cores = os.cpu_count() or 1
+    if workers * cpus > cores:
+        raise PlacementError(f"{workers} workers need {workers * cpus:g} cores, this machine has {cores}", fix="ask for fewer workers")
+
+
+def _exit_code(spec: TrainSpec) -> int:
+    from cloudai.training.execution import FAILED, STOPPED, SUCCEEDED
+
+    reader = JournalReader(RunFiles(spec).folder)
+    if reader.result() is not None:
+        return SUCCEEDED
+    return FAILED if reader.error() is not None else STOPPED
+
+
+def _rank_main(config: dict[str, Any]) -> None:
+    """Run in each Ray worker: one rank's part."""
+    from cloudai.training.execution import execute
+
+    logging.basicConfig(level=logging.INFO)
+    execute(TrainSpec.parse(config["spec"]), config["attempt"], RayGroup(), lambda: "")
+
+
+class RayGroup:
+    """The workers of a run as Ray Train and torch.distributed know them."""
+
+    def __init__(self) -> None:
+        import ray.train
+        import torch.distributed
+
+        context = ray.train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.world_size: int = context.get_world_size()
+        self._dist = torch.distributed
+
+    def gather(self, value: str) -> list[str]:
+        """Return every rank's value on all ranks."""
+        values: list[Any] = [None] * self.world_size
+        self._dist.all_gather_object(values, value)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Return whether any rank says yes."""
+        import torch
+
+        votes = torch.tensor([int(flag)])
+        self._dist.all_reduce(votes, op=self._dist.ReduceOp.MAX)
+        return bool(votes.item())
+
+    def wrap(self, module: Any) -> Any:
+        """Return the module under DistributedDataParallel."""
+        from torch.nn.parallel import DistributedDataParallel
+
+        has_weights = any(parameter.requires_grad for parameter in module.parameters())
+        return DistributedDataParallel(module) if has_weights else module

@@ -1,0 +1,223 @@
+"""One worker's part of a run: find the work, do it, and leave the result in the run's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cloudai.artifacts import torch_models, trees
+from cloudai.artifacts.bundle import loaded, resolve
+from cloudai.artifacts.model import Model, named_columns, save_model
+from cloudai.artifacts.store import sha256
+from cloudai.errors import CloudAIError, SpecError
+from cloudai.specs.training import TrainSpec
+from cloudai.statistics.profiles import Profile
+from cloudai.tracking import BackgroundTracker
+from cloudai.training import loop, randomness
+from cloudai.training.checkpoints import Checkpoints
+from cloudai.training.context import Context, Group, Stopped
+from cloudai.training.job import RunFiles
+from cloudai.training.journal import Journal
+
+__all__ = ["FAILED", "STOPPED", "SUCCEEDED", "execute"]
+
+log = logging.getLogger(__name__)
+
+SUCCEEDED, FAILED, STOPPED = 0, 1, 143
+"""Exit codes: 1 is an error that would come again; 143 is what a shell gives for SIGTERM."""
+
+_EXAMPLE_ROWS = 8
+_OWN_LOOP = "the training loop is your own function: cloudai cannot know all of its state"
+
+
+def execute(spec: TrainSpec, attempt: int, group: Group, stop_reason: Callable[[], str]) -> int:
+    """Run the work to its end and return the exit code."""
+    worker = _Worker(RunFiles(spec), attempt, group, stop_reason)
+    try:
+        with tempfile.TemporaryDirectory(prefix="cloudai-code-") as folder, worker.code(Path(folder)):
+            return worker.run(Path(folder))
+    except Stopped as stopped:
+        log.warning("stopped: %s", stopped)
+        worker.close(succeeded=False)
+        return STOPPED
+
+
+class _Worker:
+    def __init__(self, files: RunFiles, attempt: int, group: Group, stop_reason: Callable[[], str]) -> None:
+        spec = files.spec
+        self.files, self.spec, self.group = files, spec, group
+        torch.set_num_threads(max(1, math.ceil(spec.resources.cpus)))
+        randomness.seed_all(spec.seed, group.rank)
+        self.journal: Journal | None = None
+        self.tracker: BackgroundTracker | None = None
+        if group.rank == 0:
+            self.journal = Journal(files.folder, attempt, {"pid": os.getpid(), "total_steps": total_steps(spec)})
+            self.tracker = BackgroundTracker(spec.tracking, spec.model_name, spec.name, _params(spec), _tags(spec))
+        self.context = Context(
+            spec,
+            self._data(),
+            Checkpoints(files.folder, spec.checkpoint.keep),
+            group,
+            on_report=self._reported,
+            on_checkpoint=self._saved,
+            stop_reason=stop_reason,
+        )
+        if self.journal is not None and self.context.resumed_from is not None:
+            self.journal.update(resumed_from=self.context.resumed_from, step=self.context.resumed_from)
+
+    def run(self, folder: Path) -> int:
+        """Do the work; an error in it is written down with the user's frames."""
+        try:
+            module, metrics = self._work()
+            model = self._save(module, metrics) if module is not None and self.group.rank == 0 else None
+        except Exception as error:  # noqa: BLE001  whatever the user's code raises is reported, not swallowed
+            self._failed(error, folder)
+            return FAILED
+        self._succeeded(model, metrics)
+        return SUCCEEDED
+
+    def close(self, *, succeeded: bool, model: tuple[str, str, str, str] | None = None) -> None:
+        """Write what is still in memory."""
+        if self.tracker is not None and self.journal is not None:
+            if succeeded or self.tracker.problem == "":
+                self.tracker.close(succeeded, model)
+            self.journal.update(tracking=self.tracker.problem)
+            self.journal.close()
+
+    def _data(self) -> Mapping[str, np.ndarray] | None:
+        if not self.spec.work.data:
+            return None
+        digest = Path(self.spec.work.data).stem
+        tree = trees.load(self.files.store.read_verified(self.spec.work.data, digest))
+        return {name: np.asarray(array) for name, array in tree.items()}
+
+    @contextlib.contextmanager
+    def code(self, folder: Path) -> Iterator[None]:
+        """Make the user's code importable for the life of the worker."""
+        if not self.spec.work.code:
+            yield
+            return
+        with loaded(self._stored(self.spec.work.code), folder):
+            yield
+
+    def _work(self) -> tuple[torch.nn.Module | None, Mapping[str, float]]:
+        work = self.spec.work
+        if work.kind == "module":
+            module = torch_models.build_module(self._stored(work.module))
+            return module, loop.fit(module, self.context)
+        returned = resolve(work.entry)(self.context)
+        if returned is not None and not isinstance(returned, torch.nn.Module):
+            raise SpecError(f"the function returned a {type(returned).__name__}", fix="return a torch.nn.Module, or nothing")
+        return returned, self._last_metrics
+
+    def _stored(self, key: str) -> bytes:
+        """Read a file that is named by its own digest."""
+        return self.files.store.read_verified(key, Path(key).name.partition(".")[0])
+
+    def _save(self, module: torch.nn.Module, metrics: Mapping[str, float]) -> Model:
+        """Write the model to the store."""
+        inputs = self.context.data["inputs"] if self.context.data is not None else None
+        example = inputs[:_EXAMPLE_ROWS] if inputs is not None else getattr(module, "example_input", None)
+        if example is None:
+            raise SpecError(
+                "the model's inputs are not known", fix="pass data=, or set module.example_input to a few rows before returning it"
+            )
+        files, signature = torch_models.pack(module, np.asarray(example))
+        if self.spec.work.code:
+            files["code.zip"] = self._stored(self.spec.work.code)
+        if inputs is not None:
+            held = loop.split(len(inputs), self.spec.loop.validation if self.spec.work.kind == "module" else 0.0, self.spec.seed)
+            columns = named_columns({"input": inputs[held.train.numpy()]}, signature, self.spec.work.features)
+            files["profile.bin"] = Profile.of(columns).to_bytes()
+        facts = {
+            "signature": signature.to_json(),
+            "metrics": dict(metrics),
+            "features": list(self.spec.work.features),
+            "lineage": _lineage(self.spec),
+        }
+        return save_model(self.files.store, self.spec.model_name, files, facts, run=self.spec.name)
+
+    @property
+    def _last_metrics(self) -> Mapping[str, float]:
+        return self._latest if hasattr(self, "_latest") else {}
+
+    def _reported(self, step: int, metrics: Mapping[str, float]) -> None:
+        assert self.journal is not None
+        assert self.tracker is not None
+        self._latest = {**self._last_metrics, **metrics}
+        self.journal.add(step, metrics)
+        self.tracker.add(step, metrics)
+
+    def _saved(self, step: int) -> None:
+        assert self.journal is not None
+        self.journal.update(checkpoint=step, checkpoint_at=time.time())
+
+    def _succeeded(self, model: Model | None, metrics: Mapping[str, float]) -> None:
+        if self.journal is None:
+            return
+        exact = self.spec.work.kind == "module"
+        result: dict[str, Any] = {"metrics": dict(metrics), "exact": exact, "why_not_exact": "" if exact else _OWN_LOOP}
+        entry = None
+        if model is not None:
+            entry = (model.name, model.version, model.uri, model.digest)
+            result["model"] = dict(zip(("name", "version", "uri", "digest"), entry, strict=True))
+        self.files.folder.write_json("result.json", result)  # before the tracker: the run has succeeded, whatever it says
+        self.close(succeeded=True, model=entry)
+
+    def _failed(self, error: Exception, folder: Path) -> None:
+        what = error.what if isinstance(error, CloudAIError) else f"{type(error).__name__}: {error}"
+        fix = error.fix if isinstance(error, CloudAIError) else "mend the code and train again"
+        frames = _user_frames(error, folder)
+        log.error("%s\n%s", what, frames or traceback.format_exc())
+        if self.group.rank == 0:
+            self.files.folder.write_json("error.json", {"what": what, "fix": fix, "frames": frames})
+        self.close(succeeded=False)
+
+
+def total_steps(spec: TrainSpec) -> int | None:
+    """Return how many optimiser steps the built-in loop will take; None for a user's own loop."""
+    if spec.work.kind != "module":
+        return None
+    rows = spec.work.rows - int(spec.work.rows * spec.loop.validation)
+    return spec.loop.epochs * max(1, -(-rows // spec.loop.batch_size))
+
+
+def _user_frames(error: Exception, folder: Path) -> str:
+    """Return the frames of a traceback that lie in the user's code."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if str(folder) in frame.filename]
+    for frame in frames:
+        frame.filename = str(Path(frame.filename).name)
+    return "".join(traceback.format_list(frames))
+
+
+def _lineage(spec: TrainSpec) -> dict[str, str]:
+    work = spec.work
+    return {
+        "run": spec.name,
+        "code": Path(work.code).stem,
+        "module": Path(work.module).stem,
+        "data": Path(work.data).stem,
+        "spec": sha256(spec.model_dump_json(exclude={"name"}).encode()),
+    }
+
+
+def _params(spec: TrainSpec) -> dict[str, str]:
+    loop_params = spec.loop.model_dump() if spec.work.kind == "module" else {}
+    workers = {"num_workers": spec.scaling.num_workers, "seed": spec.seed}
+    return {key: str(value) for key, value in {**loop_params, **workers, **spec.config}.items()}
+
+
+def _tags(spec: TrainSpec) -> dict[str, str]:
+    lineage = {f"cloudai.{name}": value for name, value in _lineage(spec).items()}
+    return {**lineage, "cloudai.run": spec.name}

@@ -1,0 +1,132 @@
+"""The journal of a run: what its worker reports, where anybody can read it while it goes on.
+
+The worker writes small files in the run's folder: ``status.json`` (where it is), ``metrics/<attempt>-<n>.json`` (rows of
+metrics), and in the end ``result.json`` or ``error.json``. One writer, any number of readers, on any store.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cloudai.artifacts.store import Store
+
+__all__ = ["Journal", "JournalReader", "Row"]
+
+log = logging.getLogger(__name__)
+
+_FIRST_FLUSH = 0.25  # seconds
+_SHARE = 0.01
+"""Flushes come at intervals of at least this share of the time passed, so that a week's run does not write a million files."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Metrics at a step."""
+
+    step: int
+    metrics: Mapping[str, float]
+    at: float
+    """Unix time."""
+
+
+class Journal:
+    """The writing side, in the worker of rank 0; writes in a thread of its own.
+
+    Parameters
+    ----------
+    store : Store
+        The run's folder.
+    attempt : int
+        How often the run was started, from 1.
+    status : mapping
+        What is known from the start, such as the process id.
+    """
+
+    def __init__(self, store: Store, attempt: int, status: Mapping[str, Any]) -> None:
+        self._store = store
+        self._attempt = attempt
+        self._status = {"attempt": attempt, "started": time.time(), **status}
+        self._rows: list[Row] = []
+        self._files = 0
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cloudai-journal", daemon=True)
+        self.flush()
+        self._thread.start()
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add a row of metrics."""
+        with self._lock:
+            self._rows.append(Row(step, dict(metrics), time.time()))
+            self._status["step"] = step
+
+    def update(self, **status: Any) -> None:
+        """Change what the status says."""
+        with self._lock:
+            self._status.update(status)
+
+    def flush(self) -> None:
+        """Write what is new; a store that fails is tried again at the next flush."""
+        with self._lock:
+            rows, self._rows = self._rows, []
+            status = {**self._status, "updated": time.time()}
+        try:
+            if rows:
+                lines = [[row.step, row.metrics, row.at] for row in rows]
+                self._store.write(f"metrics/{self._attempt:04d}-{self._files:06d}.json", json.dumps(lines).encode())
+                self._files += 1
+            self._store.write_json("status.json", status)
+        except OSError as error:
+            log.warning("the store cannot be written (%s); trying again", error)
+            with self._lock:
+                self._rows = rows + self._rows
+
+    def close(self) -> None:
+        """Write the rest and stop."""
+        self._stop.set()
+        self._thread.join()
+        self.flush()
+
+    def _run(self) -> None:
+        begin = time.monotonic()
+        while not self._stop.wait(max(_FIRST_FLUSH, _SHARE * (time.monotonic() - begin))):
+            self.flush()
+
+
+@dataclass
+class JournalReader:
+    """The reading side; reads each file of metrics once."""
+
+    store: Store
+    _chunks: dict[str, list[Row]] = field(default_factory=dict)
+
+    def status(self) -> Mapping[str, Any]:
+        """Return where the worker is; empty before it has started."""
+        return self.store.read_json("status.json") or {}
+
+    def rows(self) -> list[Row]:
+        """Return all metrics in order of step; what a later attempt did again counts once, as it was done last."""
+        for name in self.store.list("metrics"):
+            if name not in self._chunks:
+                lines = json.loads(self.store.read(f"metrics/{name}"))
+                self._chunks[name] = [Row(step, metrics, at) for step, metrics, at in lines]
+        rows: dict[int, Row] = {}
+        for name in sorted(self._chunks):
+            for row in self._chunks[name]:
+                known = rows.get(row.step)
+                rows[row.step] = Row(row.step, {**known.metrics, **row.metrics}, row.at) if known else row
+        return [rows[step] for step in sorted(rows)]
+
+    def result(self) -> Mapping[str, Any] | None:
+        """Return how the run succeeded; None while it has not."""
+        return self.store.read_json("result.json")
+
+    def error(self) -> Mapping[str, Any] | None:
+        """Return the error in the user's code that ended the run; None where there was none."""
+        return self.store.read_json("error.json")

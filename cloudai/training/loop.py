@@ -1,0 +1,174 @@
+"""The built-in supervised loop: exact to the bit over interruptions, at constant world size and hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cloudai.errors import DataError
+from cloudai.specs.training import Loop
+from cloudai.training.context import Context
+
+__all__ = ["fit", "split"]
+
+_CURVE = 200
+"""A run reports about this many points of its loss."""
+
+LOSSES: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "cross_entropy": torch.nn.functional.cross_entropy,
+    "mse": torch.nn.functional.mse_loss,
+    "l1": torch.nn.functional.l1_loss,
+    "bce_with_logits": torch.nn.functional.binary_cross_entropy_with_logits,
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which rows train and which measure."""
+
+    train: torch.Tensor
+    validation: torch.Tensor
+
+
+def split(rows: int, share: float, seed: int) -> Split:
+    """Draw the rows held back, the same for every rank and attempt."""
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    held = int(rows * share)
+    return Split(order[held:].sort().values, order[:held].sort().values)
+
+
+def fit(module: torch.nn.Module, context: Context) -> dict[str, float]:
+    """Train `module` on ``context.data`` and return its final metrics.
+
+    Every source of chance is either drawn from the seed (the split, the order of each epoch) or part of the checkpoint
+    (random states, the optimiser, buffers of each rank), so an interrupted run ends with the same weights.
+    """
+    return _Fit(module, context).run()
+
+
+class _Fit:
+    def __init__(self, module: torch.nn.Module, context: Context) -> None:
+        assert context.data is not None
+        self.context, self.module, self.loop = context, module, context.spec.loop
+        self.inputs = torch.from_numpy(np.ascontiguousarray(context.data["inputs"]))
+        self.targets = _targets(context.data["targets"], self.loop)
+        self.rows = split(len(self.inputs), self.loop.validation, context.seed)
+        self.wrapped = context.wrap(module)
+        self.optimizer = _optimizer(module, self.loop)
+        self.loss = LOSSES[self.loop.loss]
+        self.batches = max(1, -(-len(self.rows.train) // self.loop.batch_size))
+        self.epoch, self.batch, self.total, self.seen = 0, 0, 0.0, 0
+        self.final: dict[str, float] = {}
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self.epoch * self.batches + self.batch
+
+    def run(self) -> dict[str, float]:
+        self._restore()
+        while self.epoch < self.loop.epochs:
+            self._epoch()
+        return self.final
+
+    def _epoch(self) -> None:
+        order = self._order()
+        every = max(1, self.loop.epochs * self.batches // _CURVE)
+        self.wrapped.train()
+        while self.batch < self.batches:
+            loss = self._step(order)
+            self.batch += 1
+            if self.step % every == 0 or self.step == 1:
+                self.context.report({"loss": loss}, step=self.step)
+            if self.batch < self.batches and self.context.due():
+                self._save()
+                self.context.stop_if_told()
+        self._end_of_epoch()
+
+    def _order(self) -> torch.Tensor:
+        """Return this epoch's order of rows; drawn from the seed, so it needs no place in the checkpoint."""
+        generator = torch.Generator().manual_seed(self.context.seed * 1_000_003 + self.epoch)
+        return self.rows.train[torch.randperm(len(self.rows.train), generator=generator)]
+
+    def _step(self, order: torch.Tensor) -> float:
+        rows = self._share(order[self.batch * self.loop.batch_size :][: self.loop.batch_size])
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(_squeezed(self.wrapped(self.inputs[rows]), self.loop), self.targets[rows])
+        loss.backward()
+        self.optimizer.step()
+        value = float(loss.detach())
+        self.total += value * len(rows)
+        self.seen += len(rows)
+        return value
+
+    def _share(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return this rank's rows of a batch; a last batch is cut so that all ranks have equally many."""
+        world = self.context.world_size
+        usable = len(rows) - len(rows) % world if len(rows) >= world else 0
+        return rows[:usable][self.context.rank :: world] if usable else rows[:1]
+
+    def _end_of_epoch(self) -> None:
+        metrics = {"epoch_loss": self.total / max(1, self.seen), **self._measure()}
+        step = self.step
+        self.epoch, self.batch, self.total, self.seen = self.epoch + 1, 0, 0.0, 0
+        self.final = metrics
+        self.context.report({"epoch": self.epoch, **metrics}, step=step)
+        if self.context.due() or self.epoch == self.loop.epochs:
+            self._save()
+            self.context.stop_if_told()
+
+    def _measure(self) -> dict[str, float]:
+        """Measure on the rows held back."""
+        rows = self.rows.validation
+        if not len(rows):
+            return {}
+        self.module.eval()
+        with torch.no_grad():
+            outputs = torch.cat([_squeezed(self.module(self.inputs[part]), self.loop) for part in rows.split(1024)])
+        targets = self.targets[rows]
+        measured = {"val_loss": float(self.loss(outputs, targets))}
+        if self.loop.loss == "cross_entropy":
+            measured["val_accuracy"] = float((outputs.argmax(dim=1) == targets).float().mean())
+        return measured
+
+    def _save(self) -> None:
+        progress = {"epoch": self.epoch, "batch": self.batch, "total": self.total, "seen": self.seen, "final": self.final}
+        own = {"buffers": dict(self.module.named_buffers()), "total": self.total, "seen": self.seen}
+        state = {"model": self.module, "optimizer": self.optimizer, "progress": progress}
+        self.context.save(self.step, state, own)
+
+    def _restore(self) -> None:
+        saved = self.context.restore(model=self.module, optimizer=self.optimizer)
+        if not saved:
+            return
+        progress = saved["progress"]
+        self.epoch, self.batch, self.final = progress["epoch"], progress["batch"], progress["final"]
+        own: Any = self.context.own or progress
+        self.total, self.seen = own["total"], own["seen"]
+        with torch.no_grad():  # ranks may differ in their buffers, such as running means
+            for name, buffer in self.module.named_buffers():
+                if name in own.get("buffers", {}):
+                    buffer.copy_(own["buffers"][name])
+
+
+def _targets(array: np.ndarray, loop: Loop) -> torch.Tensor:
+    targets = torch.from_numpy(np.ascontiguousarray(array))
+    if loop.loss != "cross_entropy":
+        return targets.to(torch.float32)
+    if targets.is_floating_point():
+        raise DataError("cross_entropy needs classes, the targets are floating point", fix="give integers, or loss='mse'")
+    return targets.to(torch.int64)
+
+
+def _squeezed(outputs: torch.Tensor, loop: Loop) -> torch.Tensor:
+    """Return outputs of shape [n, 1] as [n] where the loss compares value by value."""
+    return outputs.squeeze(1) if loop.loss != "cross_entropy" and outputs.ndim == 2 and outputs.shape[1] == 1 else outputs
+
+
+def _optimizer(module: torch.nn.Module, loop: Loop) -> torch.optim.Optimizer:
+    kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    return kinds[loop.optimizer](module.parameters(), lr=loop.lr, weight_decay=loop.weight_decay)

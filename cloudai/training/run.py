@@ -1,0 +1,266 @@
+"""A run: the handle of a training that goes on by itself."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from cloudai.artifacts.model import Model
+from cloudai.display import Card, Curve, duration
+from cloudai.drivers import registry
+from cloudai.drivers.protocols import JobId
+from cloudai.errors import NotFoundError, NotReadyError, RunFailedError
+from cloudai.planning.spending import Spending, spending
+from cloudai.specs.training import TrainSpec
+from cloudai.state.handles import Handle
+from cloudai.state.ledger import Ledger, Record
+from cloudai.training.job import RunFiles
+from cloudai.training.journal import JournalReader, Row
+
+__all__ = ["Run", "RunStatus"]
+
+_POLL = 0.1  # seconds between two looks while waiting
+_LOSSES = ("loss", "epoch_loss", "val_loss")
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Where a run is.
+
+    Attributes
+    ----------
+    phase : str
+        queued, starting, running, recovering; or succeeded, failed, cancelled, rejected.
+    step, total_steps : int or None
+        Steps done, and to do where that is known.
+    attempt : int
+        How often it was started.
+    checkpoint : int or None
+        The step of the last checkpoint.
+    pid : int or None
+        The worker's process on this machine.
+    reason : str
+        Why it ended, or why it came back.
+    """
+
+    phase: str
+    step: int | None
+    total_steps: int | None
+    attempt: int
+    checkpoint: int | None
+    resumed_from: int | None
+    pid: int | None
+    reason: str
+
+
+class Run(Handle):
+    """A training run, made by `cloudai.train` and found again with `cloudai.attach`.
+
+    It goes on when this process ends. Nothing but `wait` blocks.
+    """
+
+    def __init__(self, ledger: Ledger, record: Record) -> None:
+        self.spec = TrainSpec.model_validate(record.spec)
+        self.lease_seconds = self.spec.lease
+        self._journal = JournalReader(RunFiles(self.spec).folder)
+        self._rows: list[Row] = []
+        self._worker: Mapping[str, int | None] = {}
+        super().__init__(ledger, record)
+
+    def __repr__(self) -> str:
+        return f"Run({self.name!r}, phase={self.phase!r})"
+
+    def _read(self, record: Record) -> None:
+        self._worker = dict(self._journal.status())
+        self._rows = self._journal.rows()
+
+    @property
+    def status(self) -> RunStatus:
+        """Where it is, as last read (at most half a second ago while it is alive)."""
+        worker, status = self._worker, self._record.status
+        return RunStatus(
+            phase=self.phase,
+            step=worker.get("step"),
+            total_steps=worker.get("total_steps"),
+            attempt=len(status.get("attempts", [])),
+            checkpoint=worker.get("checkpoint"),
+            resumed_from=worker.get("resumed_from"),
+            pid=worker.get("pid") if self.phase in ("running", "recovering") else None,
+            reason=status.get("reason", ""),
+        )
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The latest value of each metric."""
+        latest: dict[str, float] = {}
+        for row in self._rows:
+            latest.update(row.metrics)
+        return latest
+
+    def history(self, metric: str) -> tuple[list[int], list[float]]:
+        """Return the steps and values of a metric so far."""
+        rows = [row for row in self._rows if metric in row.metrics]
+        return [row.step for row in rows], [row.metrics[metric] for row in rows]
+
+    @property
+    def cost(self) -> Spending:
+        """What it has cost up to now: the time of all attempts at the price of the place."""
+        return run_spending(self._record)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the result is the same, bit for bit, as without interruptions."""
+        return not self.why_not_exact
+
+    @property
+    def why_not_exact(self) -> str:
+        """Why the result may depend on interruptions; empty where it does not."""
+        return str(self._record.status.get("why_not_exact", "")) or (
+            "" if self.spec.work.kind == "module" else "the training loop is your own function: cloudai cannot know all of its state"
+        )
+
+    @property
+    def model(self) -> Model:
+        """The model that it made.
+
+        Raises
+        ------
+        NotReadyError
+            If the run has not succeeded yet, or made none.
+        RunFailedError
+            If it ended without success.
+        """
+        if not self.ended:
+            self.refresh()
+        if not self.ended:
+            raise NotReadyError(f"the run {self.name!r} is {self.phase}: it has no model yet", fix="run.wait() first")
+        if self.phase != "succeeded":
+            raise self._failure()
+        entry = self._record.status.get("model")
+        if entry is None:
+            raise NotReadyError(f"the run {self.name!r} made no model", fix="return a torch.nn.Module from your function")
+        return Model.open(entry["uri"], entry["digest"])
+
+    def wait(self, timeout: float | None = None, *, progress: bool = True) -> Run:
+        """Wait until it ends; Ctrl-C stops the waiting, not the run.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds after which to give up waiting.
+        progress : bool
+            Whether to write where it is to stderr.
+
+        Raises
+        ------
+        RunFailedError
+            If it ends without success: with the reason, and the frames of your own code where it failed there.
+        NotReadyError
+            If the time is over first.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        line = _ProgressLine(enabled=progress)
+        try:
+            while not self.ended:
+                if deadline is not None and time.monotonic() > deadline:
+                    raise NotReadyError(f"the run {self.name!r} is still {self.phase}", fix="wait longer, or look at run.logs()")
+                time.sleep(_POLL)
+                self.refresh()
+                line.show(self)
+        except KeyboardInterrupt:
+            line.close()
+            sys.stderr.write(f"Stopped waiting; {self.name} goes on. Come back: cloudai.attach({self.ref!r}); end it: .cancel()\n")
+            return self
+        line.close()
+        if self.phase != "succeeded":
+            raise self._failure()
+        return self
+
+    def cancel(self) -> None:
+        """End it; its last checkpoint stays. Nothing happens where it has ended."""
+        if not self.ended:
+            self._want(cancel=True)
+
+    def logs(self, *, follow: bool = False) -> Iterator[str]:
+        """Read what its workers wrote, attempt by attempt; with `follow` until it ends."""
+        seen = 0
+        while True:
+            attempts = self._record.status.get("attempts", [])
+            for attempt in attempts[seen:]:
+                driver = registry.train_driver(self.spec.on)
+                try:
+                    yield from (entry.text for entry in driver.logs(JobId(attempt["job"]), follow=follow))
+                except NotFoundError:
+                    continue
+            seen = len(attempts)
+            if not follow or self.ended:
+                return
+            time.sleep(_POLL)
+            self.refresh()
+
+    def card(self) -> Card:
+        """Show where it is, its curve, what it has cost, and what happened to it."""
+        status = self.status
+        restarts = max(0, status.attempt - 1)
+        facts = [
+            ("phase", status.phase + (f": {status.reason}" if status.reason else "")),
+            ("step", _of(status.step, status.total_steps)),
+            ("metrics", ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items()) or "none yet"),
+            ("last checkpoint", "none yet" if status.checkpoint is None else f"step {status.checkpoint}"),
+            ("restarts", f"{restarts}" + (f", the last from step {status.resumed_from}" if restarts and status.resumed_from else "")),
+            ("spent", str(self.cost)),
+            ("exact", "yes, bit for bit" if self.exact else f"not promised: {self.why_not_exact}"),
+        ]
+        note = f"as of {self.age}; cloudai.attach({self.ref!r}) brings it back"
+        return Card(f"Run {self.name}", facts, curves=self._curves(), notes=[note])
+
+    def _curves(self) -> list[Curve]:
+        return [Curve(name, *self.history(name)) for name in _LOSSES if len(self.history(name)[0]) > 1][:2]
+
+    def _failure(self) -> RunFailedError:
+        status = self._record.status
+        reason = status.get("reason") or self.phase
+        fix = status.get("fix") or f"look at cloudai.attach({self.ref!r}).logs()"
+        return RunFailedError(f"the run {self.name!r} {self.phase}: {reason}", fix=fix, frames=status.get("frames", ""))
+
+
+def run_spending(record: Record) -> Spending:
+    """Return what a run's record says that it has cost."""
+    attempts: Sequence[Mapping[str, float | None]] = record.status.get("attempts", [])
+    spans = [(attempt.get("started"), attempt.get("ended") or (record.updated if record.ended else None)) for attempt in attempts]
+    return spending(spans, record.status.get("price"))
+
+
+class _ProgressLine:
+    """One line that is written over where that works, and now and then a new one where it does not."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled
+        self._over = sys.stderr.isatty()
+        self._last = ""
+        self._at = float("-inf")
+
+    def show(self, run: Run) -> None:
+        """Write where the run is, if that is news."""
+        status = run.status
+        loss = next((f", {name} {run.metrics[name]:.4g}" for name in _LOSSES if name in run.metrics), "")
+        text = f"{run.name}: {status.phase}, step {_of(status.step, status.total_steps)}{loss}, {duration(run.cost.seconds)}"
+        new_phase = status.phase not in self._last
+        if not self._enabled or text == self._last or (not self._over and not new_phase and time.monotonic() - self._at < 2.0):
+            return
+        sys.stderr.write(f"\r\033[K{text}" if self._over else f"{text}\n")
+        sys.stderr.flush()
+        self._last, self._at = text, time.monotonic()
+
+    def close(self) -> None:
+        """End the line."""
+        if self._enabled and self._over and self._last:
+            sys.stderr.write("\n")
+
+
+def _of(step: int | None, total: int | None) -> str:
+    if step is None:
+        return "not started"
+    return f"{step}" if total is None else f"{step} of {total}"

@@ -1,0 +1,164 @@
+"""What a user passes to ``train``, turned into files in the store that a worker anywhere can use."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cloudai.artifacts import trees
+from cloudai.artifacts.bundle import Bundle
+from cloudai.artifacts.store import Store, content_key
+from cloudai.errors import DataError, SpecError
+from cloudai.specs.training import Loop, Work
+from cloudai.training.capture import capture
+from cloudai.training.data import TrainingData, parse_data
+
+__all__ = ["Prepared", "base_name", "prepare"]
+
+_DRY_RUN_LIMIT = 20_000_000
+"""A module of at most this many weights is tried on one row before the call returns; a larger one in the worker."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Work that has been checked and captured, and not written anywhere yet.
+
+    Attributes
+    ----------
+    work : Work
+        What goes into the spec; its keys are known already, since they are digests.
+    files : Mapping[str, bytes]
+        What has to be in the store under these keys before a worker can start.
+    """
+
+    work: Work
+    files: Mapping[str, bytes]
+
+    def put(self, store: Store) -> None:
+        """Write the files into the store; what is there already is not written again."""
+        for key, data in self.files.items():
+            store.put(key, data)
+
+
+def _prepared(
+    kind: str, *, bundle: Bundle | None = None, entry: str = "", module: bytes = b"", data: TrainingData | None, parameters: int = 0
+) -> Prepared:
+    files: dict[str, bytes] = {}
+
+    def key(folder: str, content: bytes, suffix: str) -> str:
+        name = content_key(folder, content, suffix)
+        files[name] = content
+        return name
+
+    work = Work.of(
+        kind=kind,
+        entry=entry,
+        code=key("code", bundle.to_zip(), ".zip") if bundle is not None else "",
+        module=key("modules", module, ".safetensors") if module else "",
+        data=key("data", trees.dump(dict(data.arrays)), ".safetensors") if data is not None else "",
+        rows=data.rows if data is not None else 0,
+        parameters=parameters,
+        features=data.features if data is not None else (),
+    )
+    return Prepared(work, files)
+
+
+def prepare(work: Any, data: Any, loop: Loop) -> Prepared:
+    """Check and capture what is to be trained.
+
+    Raises
+    ------
+    SpecError
+        If `work` is neither a function nor a module, or data and module do not fit each other.
+    CaptureError
+        If something that the code refers to cannot be carried to a worker.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(work, torch.nn.Module):
+        return _prepare_module(work, data, loop)
+    if callable(work) and hasattr(work, "__code__"):
+        bundle = capture([work])
+        parsed = parse_data(data, integers=True) if data is not None else None
+        return _prepared("function", bundle=bundle, entry=bundle.entries[work.__qualname__], data=parsed)
+    raise SpecError(
+        f"cannot train a {type(work).__name__}",
+        fix="give a function that takes a context, a torch.nn.Module with data=, or a plan",
+    )
+
+
+def base_name(work: Any) -> str:
+    """Return a name for runs and models of this work, made of letters, digits and dashes."""
+    raw = getattr(work, "__name__", None) or type(work).__name__
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", raw)
+    return re.sub(r"[^a-z0-9]+", "-", spaced.lower()).strip("-")[:40] or "work"
+
+
+def _prepare_module(module: Any, data: Any, loop: Loop) -> Prepared:
+    import torch
+
+    from cloudai.artifacts.torch_models import describe_module
+
+    if data is None:
+        raise SpecError("a module needs data to train on", fix="pass data=(inputs, targets)")
+    parsed = parse_data(data, integers=any(isinstance(m, torch.nn.Embedding) for m in module.modules()))
+    if "targets" not in parsed.arrays:
+        raise DataError("the built-in loop needs targets", fix="pass data=(inputs, targets)")
+    parameters = sum(p.numel() for p in module.parameters())
+    if parameters <= _DRY_RUN_LIMIT:
+        _dry_run(module, parsed, loop)
+    classes = [cls for cls in {type(m) for m in module.modules()} if _is_users(cls)]
+    bundle = capture(sorted(classes, key=lambda cls: cls.__qualname__)) if classes else None
+    described = describe_module(module, _locator(bundle))
+    return _prepared("module", bundle=bundle, module=described, data=parsed, parameters=parameters)
+
+
+def _is_users(cls: type) -> bool:
+    """Whether a class must travel: it is not part of an installed package."""
+    from cloudai.training.capture import is_installed
+
+    return not is_installed(cls.__module__)
+
+
+def _locator(bundle: Bundle | None) -> Callable[[Any], str]:
+    entries = bundle.entries if bundle is not None else {}
+    return lambda thing: entries.get(thing.__qualname__) or f"{thing.__module__}:{thing.__qualname__}"
+
+
+def _dry_run(module: Any, data: TrainingData, loop: Loop) -> None:
+    """Try the module on one row, so that a misfit is an error now and not in a worker later."""
+    import torch
+
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            output = module(torch.from_numpy(np.ascontiguousarray(data.arrays["inputs"][:1])))
+    except Exception as error:
+        shape, dtype = list(data.arrays["inputs"].shape[1:]), data.arrays["inputs"].dtype
+        first = str(error).strip().split("\n")[0]
+        raise DataError(
+            f"the module does not take rows of shape {shape} and dtype {dtype}: {first}", fix="reshape the inputs, or mend the module"
+        ) from error
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    if loop.loss == "cross_entropy" and isinstance(output, torch.Tensor):
+        _check_classes(output, data.arrays["targets"])
+
+
+def _check_classes(output: Any, targets: np.ndarray) -> None:
+    if targets.dtype.kind == "f":
+        raise DataError("cross_entropy needs classes, the targets are floating point", fix="give integers, or pass loss='mse'")
+    if output.ndim != 2:
+        raise DataError(f"cross_entropy needs one score per class, the module gives {list(output.shape[1:])}", fix="return [n, classes]")
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= output.shape[1]:
+        raise DataError(
+            f"the targets go from {low} to {high}, the module has scores for classes 0 to {output.shape[1] - 1}",
+            fix="number the classes from 0, or give the module more outputs",
+        )

@@ -1,0 +1,75 @@
+"""The entry point of every worker, on every driver: ``python -m cloudai.training.worker --store … --run … --attempt …``."""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from cloudai.artifacts.store import Store
+from cloudai.specs.training import TrainSpec
+from cloudai.state import lease
+from cloudai.training.job import JOB
+
+__all__ = ["main"]
+
+_LEASE_CHECK = 2.0  # seconds between two looks at the lease
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one attempt of a run; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m cloudai.training.worker")
+    parser.add_argument("--store", required=True)
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--lease-file", type=Path)
+    args = parser.parse_args(argv)
+    faulthandler.enable()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    spec = TrainSpec.parse(Store(args.store).read(f"runs/{args.run}/{JOB}"))
+    stop = StopSignal(args.lease_file)
+    if spec.scaling.num_workers == 1:
+        from cloudai.training.context import Solo
+        from cloudai.training.execution import execute
+
+        return execute(spec, args.attempt, Solo(), stop)
+    from cloudai.training.distributed import execute_on_ray
+
+    return execute_on_ray(spec, args.attempt, stop)
+
+
+class StopSignal:
+    """Says why the worker should end: it was told by a signal, or its lease has passed."""
+
+    def __init__(self, lease_path: Path | None) -> None:
+        self._reason = ""
+        signal.signal(signal.SIGTERM, self._told)
+        if lease_path is not None:
+            threading.Thread(target=self._watch, args=(lease_path,), name="cloudai-lease", daemon=True).start()
+
+    def __call__(self) -> str:
+        return self._reason
+
+    def _told(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self._reason = f"told by {signal.Signals(number).name}"
+
+    def _watch(self, path: Path) -> None:
+        wait: Callable[[float], bool] = threading.Event().wait
+        while not lease.expired(path):
+            wait(_LEASE_CHECK)
+        self._reason = "its lease has passed and nobody renewed it"
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads of libraries must not keep a finished worker alive
