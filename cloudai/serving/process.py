@@ -151,7 +151,8 @@ async def _live(application: Application, listener: socket.socket, options: Proc
     _logger.info("listening on %s:%d", options.host, port)
     await _wait_for_end(ending, options)
     application.draining = True
-    write_state()
+    with contextlib.suppress(OSError):  # the folder may be gone with the deployment
+        write_state()
     await _drain(application, options)
     server.should_exit = True
     await serving
@@ -178,10 +179,12 @@ def _uvicorn(application: Application) -> uvicorn.Config:
 def _on_signals() -> asyncio.Event:
     """Set the event on the first signal, leave at once on the second."""
     ending = asyncio.Event()
+    before: list[int] = []
 
     def on_signal(number: int) -> None:
-        if ending.is_set():
+        if before:
             _leave(128 + number)
+        before.append(number)
         _logger.info("%s: draining", signal.Signals(number).name)
         ending.set()
 

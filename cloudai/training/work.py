@@ -15,8 +15,9 @@ from cloudai.artifacts.bundle import Bundle
 from cloudai.artifacts.store import Store, content_key
 from cloudai.errors import DataError, SpecError
 from cloudai.specs.training import Loop, Work
-from cloudai.training.capture import capture
+from cloudai.training.capture import capture, locator
 from cloudai.training.data import TrainingData, parse_data
+from cloudai.training.imports import whereabouts
 
 __all__ = ["Prepared", "base_name", "prepare"]
 
@@ -111,22 +112,25 @@ def _prepare_module(module: Any, data: Any, loop: Loop) -> Prepared:
     parameters = sum(p.numel() for p in module.parameters())
     if parameters <= _DRY_RUN_LIMIT:
         _dry_run(module, parsed, loop)
-    classes = [cls for cls in {type(m) for m in module.modules()} if _is_users(cls)]
-    bundle = capture(sorted(classes, key=lambda cls: cls.__qualname__)) if classes else None
-    described = describe_module(module, _locator(bundle))
+    classes = sorted({type(m) for m in module.modules() if _is_users(type(m))}, key=lambda cls: cls.__qualname__)
+    bundle = capture(classes) if classes else None
+    described = describe_module(module, _locator(classes, bundle))
     return _prepared("module", bundle=bundle, module=described, data=parsed, parameters=parameters)
 
 
 def _is_users(cls: type) -> bool:
     """Whether a class must travel: it is not part of an installed package."""
-    from cloudai.training.capture import is_installed
-
-    return not is_installed(cls.__module__)
+    return whereabouts(cls.__module__) != "installed"
 
 
-def _locator(bundle: Bundle | None) -> Callable[[Any], str]:
-    entries = bundle.entries if bundle is not None else {}
-    return lambda thing: entries.get(thing.__qualname__) or f"{thing.__module__}:{thing.__qualname__}"
+def _locator(classes: list[type], bundle: Bundle | None) -> Callable[[Any], str]:
+    """Return what says where a class or function is found again: in the bundle, or where it was defined."""
+    captured = locator(classes, bundle) if bundle is not None else None
+
+    def locate(thing: Any) -> str:
+        return captured(thing) if captured and thing in classes else f"{thing.__module__}:{thing.__qualname__}"
+
+    return locate
 
 
 def _dry_run(module: Any, data: TrainingData, loop: Loop) -> None:

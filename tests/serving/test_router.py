@@ -15,10 +15,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import ask, body_of
 from prometheus_client.parser import text_string_to_metric_families
 
 from cloudai.serving.samples import read_samples
+from tests.serving.processes import ask, body_of
 
 INFER = "/v2/models/scaler/infer"
 

@@ -11,10 +11,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import MODEL, Served, ask, body_of
 from prometheus_client.parser import text_string_to_metric_families
 
 from cloudai.serving.samples import read_samples
+from tests.serving.processes import MODEL, Served, ask, body_of
 
 INFER = "/v2/models/scaler/infer"
 SECRET = 6789.0
