@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -13,15 +14,16 @@ from cloudai.artifacts.model import Model
 from cloudai.artifacts.store import Store
 from cloudai.display import nearest
 from cloudai.drivers import registry
-from cloudai.drivers.protocols import Needs, Offer
-from cloudai.errors import NotFoundError, SpecError
+from cloudai.drivers.protocols import Driver, Needs, Offer
+from cloudai.errors import MissingExtraError, NotFoundError, SpecError
 from cloudai.inventory import Cleanup, Inventory, Ledgered
 from cloudai.monitoring.monitor import Monitor
 from cloudai.monitoring.monitor import advance as advance_monitor
 from cloudai.planning import catalog
 from cloudai.planning.estimate import estimate_seconds
-from cloudai.planning.plan import Plan, choose
+from cloudai.planning.plan import Plan, choose, no_place
 from cloudai.serving.advance import advance as advance_deployment
+from cloudai.serving.advance import needs_of as deployment_needs
 from cloudai.serving.deployment import Deployment, deployment_spending, model_entry, revision_id
 from cloudai.serving.ports import check_port
 from cloudai.serving.rollout import Rollout
@@ -155,7 +157,10 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
     lease = options.get("lease", settings.current().deployment_lease)
     values = {key: value for key, value in options.items() if key in ("on", "port", "resources", "limits") and value is not None}
     spec = DeploySpec.of(name=name, lease=lease, **values)
-    registry.serve_driver(spec.on)
+    driver = registry.serve_driver(spec.on)
+    _refuse_impossible(driver, deployment_needs(spec))
+    if driver.capabilities.here:
+        _require("serving", "serve", "torch", "uvicorn", "aiohttp", "prometheus_client")
     check_port(spec.port)
     desired = {"revisions": {revision: entry}, "rollout": Rollout(revision).to_json()}
     record = ledger.replace("deployment", spec.name, spec.model_dump(mode="json"), desired)
@@ -277,7 +282,10 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
         first = min(unknown)
         raise SpecError(f"train() has no option {first!r}", fix=nearest(first, list(TrainOptions.__annotations__)))
     loop = Loop.of(**loop_options)
-    registry.train_driver(options.get("on", "local"))
+    if registry.train_driver(options.get("on", "local")).capabilities.here:
+        _require("training", "train", "torch")
+        if options.get("num_workers", 1) != 1:
+            _require("training with several workers", "ray", "ray")
     base = base_name(work)
     lease = options.get("lease")
     spec = TrainSpec.of(
@@ -307,10 +315,26 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
 
 def _start_run(prepared: Prepared, spec: TrainSpec) -> Run:
     ledger = open_ledger()
+    _refuse_impossible(registry.train_driver(spec.on), run_needs(spec))
     prepared.put(Store(spec.store))
     record = ledger.create("run", spec.name, spec.model_dump(mode="json"), {"folder": str(Path.cwd())})
     ensure_supervisor()
     return Run(ledger, record)
+
+
+def _refuse_impossible(driver: Driver, needs: Needs) -> None:
+    """Raise at once what would otherwise end in the phase "rejected", where the driver can say so at once."""
+    if driver.capabilities.here:
+        offers = list(driver.offers(needs))
+        if choose(offers, driver.name) is None:
+            raise no_place(offers)
+
+
+def _require(act: str, extra: str, *packages: str) -> None:
+    """Raise `MissingExtraError` unless the packages are installed."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise MissingExtraError(f"{act} needs {package}, which is not installed", fix=f'pip install "cloudai[{extra}]"')
 
 
 def _refuse_options(what: str, data: Any, options: Mapping[str, Any]) -> None:

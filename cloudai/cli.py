@@ -7,8 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
-import cloudai
-from cloudai import settings
+from cloudai import __version__, _api, settings
 from cloudai.display import Table
 from cloudai.drivers import registry
 from cloudai.errors import CloudAIError, SpecError
@@ -36,13 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cloudai", description="What is alive, what it says, what it costs, and its end.")
-    parser.add_argument("--version", action="version", version=f"cloudai {cloudai.__version__}")
+    parser.add_argument("--version", action="version", version=f"cloudai {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    commands.add_parser("ps", help="list what is alive").set_defaults(command=lambda args: _say(str(cloudai.ps())))
-    commands.add_parser("costs", help="list what everything has cost").set_defaults(command=lambda args: _say(str(cloudai.costs())))
+    commands.add_parser("ps", help="list what is alive").set_defaults(command=lambda _: _say(str(_api.ps())))
+    commands.add_parser("costs", help="list what everything has cost").set_defaults(command=lambda _: _say(str(_api.costs())))
     show = commands.add_parser("show", help="show one run, deployment or monitor")
     show.add_argument("ref")
-    show.set_defaults(command=lambda args: _say(str(cloudai.attach(args.ref))))
+    show.set_defaults(command=lambda args: _say(str(_api.attach(args.ref))))
     logs = commands.add_parser("logs", help="print what a run's workers wrote")
     logs.add_argument("ref")
     logs.add_argument("-f", "--follow", action="store_true", help="until it ends")
@@ -62,7 +61,7 @@ def _say(text: str) -> None:
 
 
 def _logs(args: argparse.Namespace) -> None:
-    found = cloudai.attach(args.ref)
+    found = _api.attach(args.ref)
     if not isinstance(found, Run):
         raise SpecError(f"{args.ref!r} is no run", fix="logs are of runs: cloudai logs run/NAME")
     for line in found.logs(follow=args.follow):
@@ -70,7 +69,7 @@ def _logs(args: argparse.Namespace) -> None:
 
 
 def _cancel(args: argparse.Namespace) -> None:
-    found = cloudai.attach(args.ref)
+    found = _api.attach(args.ref)
     if isinstance(found, Run):
         found.cancel()
     elif isinstance(found, Deployment):
@@ -81,7 +80,7 @@ def _cancel(args: argparse.Namespace) -> None:
 
 
 def _cleanup(args: argparse.Namespace) -> None:
-    found = cloudai.cleanup()
+    found = _api.cleanup()
     _say(str(found))
     if args.apply and found.entries:
         found.apply()
@@ -89,8 +88,7 @@ def _cleanup(args: argparse.Namespace) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> None:
-    del args
-    _say(f"cloudai {cloudai.__version__}, Python {sys.version.split()[0]}")
+    _say(f"cloudai {__version__}, Python {sys.version.split()[0]}")
     _say(str(settings.current()))
     rows = [(package, "yes" if find_spec(package) else f'no: pip install "cloudai[{extra}]"') for package, extra in _EXTRAS.items()]
     _say(Table(("package", "installed"), rows).text())

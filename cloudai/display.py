@@ -51,7 +51,8 @@ def duration(seconds: float) -> str:
     if seconds < 10:
         return f"{seconds:.2g} s"
     units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-    rest, parts = round(seconds), []
+    rest = round(seconds)
+    parts: list[str] = []
     for size, unit in units:
         count, rest = divmod(rest, size)
         if count or parts:
@@ -211,9 +212,9 @@ class Shown:
         try:
             card = self.card()
             bundle: dict[str, Any] = {"text/plain": card.text(), "text/html": card.html()}
-            widget = type(self).live(self) if type(self).live is not None else None
-            if widget is not None:
-                bundle |= {k: v for k, v in widget._repr_mimebundle_().items() if k not in bundle}
+            live = type(self).live
+            if live is not None:
+                bundle = {**live(self)._repr_mimebundle_(), **bundle}
         except Exception as error:  # a repr never raises: the notebook would show nothing at all
             bundle = {"text/plain": f"<{type(self).__name__}: cannot be shown: {error}>"}
         return bundle

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from cloudai.errors import MissingExtraError
@@ -141,7 +141,7 @@ class BackgroundTracker:
     """
 
     def __init__(self, uri: str, experiment: str, run: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
-        self._make = lambda: tracker_for(uri, experiment)
+        self._make: Callable[[], Tracker] = lambda: tracker_for(uri, experiment)
         self._begin = (run, params, tags)
         self._tracker: Tracker | None = None
         self._rows: list[tuple[int, Mapping[str, float], float]] = []
@@ -176,7 +176,7 @@ class BackgroundTracker:
             self._ending.wait(_INTERVAL)
         self._try(self._finish)
 
-    def _try(self, act: Any) -> None:
+    def _try(self, act: Callable[[], None]) -> None:
         try:
             act()
             self.problem = ""

@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from cloudai.artifacts import torch_names
+from cloudai.artifacts import layouts, torch_names
 from cloudai.artifacts.attributes import decode, encode, refused
 from cloudai.artifacts.bundle import carries
 from cloudai.errors import CaptureError, CloudAIError, IntegrityError, SpecError
@@ -62,9 +61,9 @@ def describe(module: nn.Module, locate: Callable[[Any], str]) -> tuple[dict[str,
     """
     describer = _Describer(locate)
     describer.module(module, "")
-    describer.check_memory()
+    layouts.check_memory(describer.tensors)
     tensors = {key: tensor.detach() for key, tensor in describer.tensors.items()}
-    facts = {key: _facts(tensor) for key, tensor in describer.tensors.items()}
+    facts = {key: layouts.layout_of(tensor) for key, tensor in describer.tensors.items()}
     return {"format": _FORMAT, "tensors": facts, "modules": describer.modules}, tensors
 
 
@@ -105,10 +104,10 @@ class _Describer:
         index = self._index[id(module)] = len(self.modules)
         self.modules.append({})
         self.modules[index].update(self._described(module, path))
+        _refuse_hooks(module, path)
         return index
 
     def _described(self, module: nn.Module, path: str) -> dict[str, Any]:
-        _refuse_hooks(module, path)
         persistent = vars(module)["_non_persistent_buffers_set"]
         return {
             "class": self.location(_class_of(module), path or "model"),
@@ -128,7 +127,7 @@ class _Describer:
 
     def tensor(self, tensor: torch.Tensor, path: str) -> str:
         if id(tensor) not in self._keys:
-            _refuse_tensor(tensor, path)
+            layouts.check_tensor(tensor, path)
             key = path
             while key in self.tensors:
                 key += "'"
@@ -157,25 +156,14 @@ class _Describer:
             )
         return self._locate(thing)
 
-    def check_memory(self) -> None:
-        """Refuse a parameter that shares memory with another tensor: after a step they would no longer be equal."""
-        spans = sorted((*_span(tensor), key) for key, tensor in self.tensors.items() if tensor.numel())
-        before, reached, first = "", 0, ""
-        for device, start, end, second in spans:
-            overlap = device == before and start < reached
-            if overlap and (self.tensors[first].requires_grad or self.tensors[second].requires_grad):
-                fix = "use one and the same Parameter in both places, or a copy: tensor.clone()"
-                raise CaptureError(f"‘{first}’ and ‘{second}’ are two tensors in the same memory", fix=fix)
-            if not overlap or end > reached:
-                before, reached, first = device, end, second
-
 
 def _is_packaged(module: str) -> bool:
     """Whether a module is in the standard library or in an installed package."""
+    if module == "__main__":
+        return False
     file = getattr(sys.modules.get(module), "__file__", None) or ""
-    return module.partition(".")[0] in sys.stdlib_module_names or bool(
-        {"site-packages", "dist-packages"} & set(Path(file).parts)
-    )
+    installed = bool({"site-packages", "dist-packages"} & set(Path(file).parts))
+    return installed or module.partition(".")[0] in sys.stdlib_module_names
 
 
 def _class_of(module: nn.Module) -> type[nn.Module]:
@@ -185,34 +173,6 @@ def _class_of(module: nn.Module) -> type[nn.Module]:
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
-
-
-def _span(tensor: torch.Tensor) -> tuple[str, int, int]:
-    """Return the device, and the first and last address of a tensor's memory."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
-
-
-def _facts(tensor: torch.Tensor) -> dict[str, Any]:
-    channels_last = tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
-    return {
-        "dtype": str(tensor.dtype).removeprefix("torch."),
-        "shape": list(tensor.shape),
-        "parameter": isinstance(tensor, nn.Parameter),
-        "requires_grad": tensor.requires_grad,
-        "channels_last": channels_last,
-    }
-
-
-def _refuse_tensor(tensor: torch.Tensor, path: str) -> None:
-    if is_lazy(tensor):
-        raise refused(path, tensor, "it has no shape yet", "run one batch through the module first")
-    if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_quantized:
-        raise refused(path, tensor, "only plain, dense tensors can", "make it a plain tensor")
-    if tensor.device.type == "meta":
-        raise refused(path, tensor, "it has no values", "give the module weights before it is trained")
-    if tensor.grad_fn is not None:
-        raise refused(path, tensor, "it is the result of a computation", "store tensor.detach()")
 
 
 def _refuse_hooks(module: nn.Module, path: str) -> None:
@@ -342,19 +302,7 @@ def _given(facts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, torch.T
     if facts.keys() != tensors.keys():
         odd = sorted(facts.keys() ^ tensors.keys())
         raise IntegrityError(f"the description and the tensors do not fit: {', '.join(odd[:5])}", fix=_FIX)
-    return {key: _as_described(key, tensors[key], facts[key]) for key in facts}
-
-
-def _as_described(key: str, tensor: torch.Tensor, facts: Mapping[str, Any]) -> torch.Tensor:
-    fits = isinstance(tensor, torch.Tensor) and list(tensor.shape) == facts["shape"]
-    if not fits or str(tensor.dtype) != f"torch.{facts['dtype']}":
-        raise IntegrityError(f"the tensor {key!r} is not {facts['dtype']}{facts['shape']}, as it was described", fix=_FIX)
-    tensor = tensor.detach()
-    if facts["channels_last"]:
-        tensor = tensor.contiguous(memory_format=torch.channels_last)
-    if facts["parameter"]:
-        return nn.Parameter(tensor, requires_grad=facts["requires_grad"])
-    return tensor.requires_grad_(facts["requires_grad"])
+    return {key: layouts.restored(key, tensors[key], facts[key]) for key in facts}
 
 
 def _empty(cls: type[nn.Module]) -> nn.Module:

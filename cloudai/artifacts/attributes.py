@@ -87,11 +87,7 @@ def encode(value: Any, path: str, names: Names, depth: int = 0) -> Any:
         if isinstance(value, kind):
             return encoder(value, path, lambda part, where: encode(part, where, names, depth + 1), names)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)} | getattr(
-            value, "__dict__", {}
-        )
-        encoded = {name: encode(item, f"{path}.{name}", names, depth + 1) for name, item in fields.items()}
-        return {"$": "dataclass", "at": names.location(type(value), path), "fields": encoded}
+        return _dataclass(value, path, lambda part, where: encode(part, where, names, depth + 1), names)
     if callable(value) and hasattr(value, "__name__"):
         return {"$": "class" if isinstance(value, type) else "function", "at": names.location(value, path)}
     raise refused(path, value)
@@ -129,6 +125,12 @@ def _dict(value: Any, path: str, inner: _Encode, _names: Names) -> Any:
     if kind is None:
         raise refused(path, value)
     return {"$": kind, "items": [[inner(key, f"a key of {path}"), inner(value[key], f"{path}[{key!r}]")] for key in value]}
+
+
+def _dataclass(value: Any, path: str, inner: _Encode, names: Names) -> Any:
+    at = names.location(type(value), path)
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)} | getattr(value, "__dict__", {})
+    return {"$": "dataclass", "at": at, "fields": {name: inner(item, f"{path}.{name}") for name, item in fields.items()}}
 
 
 def _enum(value: Any, path: str, _inner: _Encode, names: Names) -> Any:

@@ -113,7 +113,7 @@ class Bundle(Shown):
             if manifest["format"] != 1:
                 raise IntegrityError(f"the bundle has format {manifest['format']!r}", fix="update cloudai")
             return cls(contents, manifest["entries"])
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
+        except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError) as error:
             raise IntegrityError(f"this is no code bundle: {error}", fix=_FIX) from error
 
     def _manifest(self) -> bytes:
@@ -166,7 +166,7 @@ def _check_members(infos: Iterable[zipfile.ZipInfo]) -> None:
     for info in infos:
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 0x1:
             raise IntegrityError(f"{info.filename!r} is compressed or encrypted, bundles are stored plainly", fix=_FIX)
-        if info.is_dir() or not stat.S_ISREG(info.external_attr >> 16):
+        if info.filename.endswith("/") or not stat.S_ISREG(info.external_attr >> 16):
             raise IntegrityError(f"{info.filename!r} is not a plain file", fix=_FIX)
         if info.orig_filename != info.filename:
             raise IntegrityError(f"{info.orig_filename!r} is not a plain path", fix=_FIX)

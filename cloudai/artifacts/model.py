@@ -94,7 +94,9 @@ class Model(Shown):
         try:
             return cls(store, json.loads(data), actual, trusted=bool(digest))
         except (ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(f"{uri}/{MANIFEST} is damaged: {error!r}", fix="restore it, or train the model again") from None
+            raise IntegrityError(
+                f"{uri}/{MANIFEST} is damaged: {error!r}", fix="restore it, or train the model again"
+            ) from None
 
     def __repr__(self) -> str:
         return f"Model('{self.name}@{self.version}', {self.digest[:12]})"
@@ -239,6 +241,7 @@ def save_model(
     version : str
         The version to give; by default the next one, from what changed.
     """
+    facts = json.loads(canonical_json(facts))  # as it will be read again, so that versions compare like with like
     folder, claimed = _claim(store, name, facts, run, version)
     manifest = {
         "format": 1,

@@ -52,7 +52,9 @@ class Store:
         try:
             self._fs, self._path = fsspec.url_to_fs(self.root)
         except (ValueError, ImportError) as error:
-            raise SpecError(f"the store {root!r} cannot be opened: {error}", fix="give a folder or a URL such as s3://…") from None
+            raise SpecError(
+                f"the store {root!r} cannot be opened: {error}", fix="give a folder or a URL such as s3://…"
+            ) from None
         self._is_local = "file" in ((self._fs.protocol,) if isinstance(self._fs.protocol, str) else self._fs.protocol)
 
     def uri(self, key: str) -> str:

@@ -65,7 +65,9 @@ def pack(module: torch.nn.Module, example: np.ndarray) -> tuple[dict[str, bytes]
     again = run_module(build_module(files["module.safetensors"]).eval(), {"input": example})
     for name, array in outputs.items():
         if not np.array_equal(array, again[name], equal_nan=True):
-            raise SpecError("the model, saved and loaded, answers differently", fix="keep all of its state in parameters and buffers")
+            raise SpecError(
+                "the model, saved and loaded, answers differently", fix="keep all of its state in parameters and buffers"
+            )
     specs = tuple(TensorSpec(name, array.dtype.name, (-1, *array.shape[1:])) for name, array in outputs.items())
     return files, Signature((TensorSpec("input", example.dtype.name, (-1, *example.shape[1:])),), specs)
 

@@ -24,7 +24,7 @@ _ALLOWED = {
         softshrink softsign tanh tanhshrink threshold triplet_margin_loss triplet_margin_with_distance_loss unfold
     """,
     "torch": """
-        abs add arctan asinh atan bmm cat celu clamp cos cosh div dropout erf exp expm1 floor gelu log log10 log1p log2
+        abs add arctan asinh atan bmm cat celu clamp cos cosh div dropout erf exp expm1 floor log log10 log1p log2
         log_softmax logsumexp matmul max maximum mean min minimum mul neg norm prelu prod reciprocal relu relu_ round rsqrt
         selu sigmoid sigmoid_ sign sin sinh sinc softmax sqrt square stack std sub sum tan tanh tanh_ var where
     """,

@@ -128,7 +128,11 @@ def _restore(plain: Any, arrays: dict[str, Any]) -> Any:
     if kind in ("list", "tuple"):
         items = [_restore(item, arrays) for item in content]
         return items if kind == "list" else tuple(items)
-    return {"float": float, "bytes": bytes.fromhex}[kind](content)
+    if kind == "bytes":
+        return bytes.fromhex(content)
+    if kind == "float":
+        return float(content)
+    raise ValueError(f"unknown kind {kind!r}")
 
 
 def _as_numpy(value: Any) -> np.ndarray:

@@ -53,6 +53,8 @@ class Capabilities:
     routing: Literal["no", "weights", "device"] = "no"
     """How traffic is split: not at all, by weights between revisions, or by device."""
     scale_to_zero: bool = False
+    here: bool = False
+    """It runs on this machine and in this environment, so what it lacks is known at once and a verb can say so."""
 
 
 @dataclass(frozen=True)

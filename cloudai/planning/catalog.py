@@ -41,7 +41,7 @@ def _offer(row: dict[str, str]) -> Offer:
         source=row["source"],
         as_of=row["date"],
         available=False,
-        why_not=f"a published price for comparison: no installed driver launches on {row['provider']}",
+        why_not=f"for comparison only: no installed driver launches on {row['provider']}",
     )
 
 

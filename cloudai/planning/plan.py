@@ -66,11 +66,12 @@ class Plan(Shown, Generic[T]):
             ("cost", self._cost_text()),
         ]
         rows = [
-            ("✓" if o is offer else "", o.driver, o.place, self._price(o), "" if o is offer else o.why_not or "costs more")
+            ("✓" if o is offer else "", o.driver, o.place, self._price(o), o.as_of, "" if o is offer else o.why_not or "costs more")
             for o in self.offers
         ]
-        table = Table(("", "driver", "place", "price per hour", "why not"), rows)
-        return Card(f"Plan: {self.title}", facts, tables=[table])
+        table = Table(("", "driver", "place", "per hour", "as of", "why not"), rows)
+        sources = dict.fromkeys(f"{o.driver}: {o.source}" for o in self.offers)
+        return Card(f"Plan: {self.title}", facts, tables=[table], notes=[f"prices from {'; '.join(sources)}"])
 
     def explain(self) -> str:
         """Return the plan as text."""
@@ -97,12 +98,10 @@ class Plan(Shown, Generic[T]):
         if span is None:
             return f"{money(self.offer.price_per_hour, self.offer.currency)} for each hour it takes"
         low, high = (money(value, self.offer.currency) for value in span)
-        return f"{low} to {high}, at {self._price(self.offer)}; leaves out electricity, network and storage"
+        return f"{low} to {high}, at {self._price(self.offer)} per hour; leaves out electricity, network and storage"
 
     def _price(self, offer: Offer) -> str:
-        spot = " spot" if offer.spot else ""
-        price = money(offer.price_per_hour, offer.currency)
-        return f"{price}{spot} ({offer.source}, {offer.as_of})"
+        return money(offer.price_per_hour, offer.currency) + (" spot" if offer.spot else "")
 
 
 def no_place(offers: Sequence[Offer]) -> PlacementError:

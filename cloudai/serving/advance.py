@@ -101,9 +101,9 @@ class _Advance:
         if observed != wanted and all(revision in up and up[revision].ready for revision in wanted):
             self.driver.route(self.spec.name, {RevisionId(rev): share for rev, share in wanted.items()})
             found = self.driver.inspect(self.spec.name)
-        for revision in found.revisions:
-            if revision.id not in rollout.kept and revision.replicas and not revision.traffic:
-                self.driver.retire(self.spec.name, revision.id)
+        for left in found.revisions:
+            if left.id not in rollout.kept and left.replicas and not left.traffic:
+                self.driver.retire(self.spec.name, left.id)
         self._note(found, rollout, crashes)
 
     def _apply(self, revision: str, model: Mapping[str, str]) -> None:

@@ -129,10 +129,12 @@ class RouterApplication(Application):
                 data=io.BytesIO(body) if body else None,
                 allow_redirects=False,
             ) as answer:
+                chunk = await answer.content.readany()  # before the head: a revision that dies here still gives a clean 503
                 headers = _passed(answer.raw_headers, _NOT_RETURNED)
                 await exchange.start(answer.status, [*headers, *_revision_header(revision)])
-                async for chunk in answer.content.iter_any():
+                while chunk:
                     await exchange.write(chunk, more=True)
+                    chunk = await answer.content.readany()
                 await exchange.write(b"", more=False)
                 return answer.status
         except TimeoutError:

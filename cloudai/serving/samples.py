@@ -242,7 +242,7 @@ def _read_file(path: Path, since: float) -> Iterable[SampleBlock]:
         with safe_open(path, framework="np") as file:
             if (file.metadata() or {}).get("format") != _FORMAT:
                 return []
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is not a mapping)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
         return [_select(block, block.times > since) for block in _decode(tensors)]
     except (SafetensorError, OSError, ValueError, IndexError, KeyError) as error:
         _logger.info("passed over %s: %s", path, error)

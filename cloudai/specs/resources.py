@@ -19,11 +19,11 @@ class Resources(Spec):
     4294967296
     """
 
-    cpus: float = Field(1.0, gt=0)
+    cpus: float = Field(default=1.0, gt=0)
     """Processor cores."""
     memory: Bytes = 0
     """Bytes of memory; 0 means "does not matter"."""
-    gpus: int = Field(0, ge=0)
+    gpus: int = Field(default=0, ge=0)
     """Accelerators."""
     gpu_type: str = ""
     """The accelerator's name, such as ``"A100"``; empty means any."""
@@ -32,5 +32,5 @@ class Resources(Spec):
 class ScalingPolicy(Spec):
     """Over how many workers a run is spread."""
 
-    num_workers: int = Field(1, ge=1, le=4096)
+    num_workers: int = Field(default=1, ge=1, le=4096)
     """1 runs in one process; more are processes of a Ray cluster."""

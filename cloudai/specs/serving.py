@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from cloudai.specs.resources import Resources
-from cloudai.specs.training import NAME
+from cloudai.specs.training import Name
 from cloudai.specs.units import Bytes, Seconds
 from cloudai.specs.validation import Spec
 
@@ -17,20 +17,20 @@ class ServerLimits(Spec):
 
     max_body: Bytes = 16 * 2**20
     """Bytes of a request."""
-    max_in_flight: int = Field(64, ge=1)
+    max_in_flight: int = Field(default=64, ge=1)
     """Requests at once; more are answered 429 with Retry-After."""
     timeout: Seconds = 30.0
     """Seconds for one request."""
-    sample_rate: float = Field(1.0, ge=0, le=1)
+    sample_rate: float = Field(default=1.0, ge=0, le=1)
     """The share of requests whose rows are kept for the monitor."""
 
 
 class DeploySpec(Spec):
     """A deployment as asked for."""
 
-    name: str = Field(pattern=NAME)
+    name: Name
     on: str = "local"
-    port: int = Field(0, ge=0, le=65535)
+    port: int = Field(default=0, ge=0, le=65535)
     """0 lets the driver choose."""
     resources: Resources = Resources()
     limits: ServerLimits = ServerLimits()

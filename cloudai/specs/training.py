@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from cloudai.errors import SpecError
 from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.units import Seconds
 from cloudai.specs.validation import Spec
 
-__all__ = ["CheckpointPolicy", "FailurePolicy", "Loop", "TrainSpec", "Work"]
+__all__ = ["CheckpointPolicy", "FailurePolicy", "Loop", "Name", "TrainSpec", "Work"]
 
-NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", value):
+        raise SpecError(f"{value!r} is not a name", fix="use up to 63 lower-case letters, digits and dashes, such as 'digits-2'")
+    return value
+
+
+Name = Annotated[str, BeforeValidator(_name)]
 """Names are DNS labels (RFC 1123), so that every backend can carry them unchanged."""
 
 
@@ -20,16 +29,16 @@ class CheckpointPolicy(Spec):
     """When a checkpoint is written, and how many are kept."""
 
     every: Seconds = 30.0
-    """The longest time between two checkpoints of the built-in loop; one is always written at the end of an epoch that is
-    longer than a tenth of this."""
-    keep: int = Field(2, ge=1)
+    """The longest time between two checkpoints of the built-in loop. They come sooner, at most twice a second, where that
+    takes no more than a hundredth of the time."""
+    keep: int = Field(default=2, ge=1)
     """How many are kept; the one before the last is there for when the last is damaged."""
 
 
 class FailurePolicy(Spec):
     """How often a run that was killed or lost comes back."""
 
-    max_failures: int = Field(3, ge=0)
+    max_failures: int = Field(default=3, ge=0)
 
 
 class Loop(Spec):
@@ -37,12 +46,12 @@ class Loop(Spec):
 
     loss: Literal["cross_entropy", "mse", "l1", "bce_with_logits"] = "cross_entropy"
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
-    epochs: int = Field(10, ge=1)
-    batch_size: int = Field(32, ge=1)
+    lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=32, ge=1)
     """Rows of one optimiser step, over all workers together."""
-    validation: float = Field(0.1, ge=0, lt=1)
+    validation: float = Field(default=0.1, ge=0, lt=1)
     """The share of rows held back to measure the model; drawn with the seed."""
 
 
@@ -73,14 +82,14 @@ class Work(Spec):
 class TrainSpec(Spec):
     """A training run as asked for."""
 
-    name: str = Field(pattern=NAME)
+    name: Name
     work: Work
     on: str = "local"
-    model_name: str = Field(pattern=NAME)
+    model_name: Name
     config: dict[str, Any] = {}
     """Passed to the user's function as ``context.config``; recorded as parameters."""
     loop: Loop = Loop()
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     resources: Resources = Resources()
     scaling: ScalingPolicy = ScalingPolicy()
     checkpoint: CheckpointPolicy = CheckpointPolicy()

@@ -253,7 +253,7 @@ _open: dict[Path, Ledger] = {}
 
 def _is_process(pid: int, started: float) -> bool:
     try:
-        return abs(psutil.Process(pid).create_time() - started) < 1.0
+        return bool(abs(psutil.Process(pid).create_time() - started) < 1.0)
     except psutil.NoSuchProcess:
         return False
 

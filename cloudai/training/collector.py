@@ -22,6 +22,7 @@ __all__ = ["Collector", "Problem"]
 
 _OWN_NAMES = frozenset({"__name__", "__doc__", "__package__", "__loader__", "__spec__", "__builtins__", "__debug__"})
 """Names that every module has for itself."""
+_FILLED_BY = {dict: "update", list: "extend"}
 _ODD_NAMES = {
     "get_ipython": ("magics and ! commands work only in a notebook", "write plain Python"),
     "__file__": ("it names another file there", "pass the path as config="),
@@ -100,7 +101,7 @@ class Collector:
             (self._needed or self._wanted).popleft()()
         self._check_order()
         for name, importer in self.modules.compiled.items():
-            what = f"the local module {name!r} has no source and cannot travel; {importer!r} imports it"
+            what = f"the local module ‘{name}’ has no source and cannot travel; ‘{importer}’ imports it"
             self._add_problem(what, "install it as a package where the work runs", Use(importer))
         users = list(dict.fromkeys(problem.use.user for problem in self.problems))
         self.problems.sort(key=lambda problem: (users.index(problem.use.user), problem.use.line))
@@ -174,7 +175,11 @@ class Collector:
 
     def _fill_with_value(self, piece: Piece, value: Any, use: Use) -> None:
         try:
-            piece.text = f"{piece.name} = {self._expression(value, piece.name, piece, use)}"
+            expression = self._expression(value, piece.name, piece, use)
+            piece.text = f"{piece.name} = {expression}"
+            if type(value) in _FILLED_BY and value:
+                filling = f"{piece.name}.{_FILLED_BY[type(value)]}({expression})"
+                piece.in_two_steps = (f"{piece.name} = {'{}' if type(value) is dict else '[]'}", filling)
         except Uncarriable:
             address = address_of(value, piece.name)
             if address is None:
@@ -199,11 +204,11 @@ class Collector:
 
     def _at(self, address: Address, piece: Piece, use: Use) -> str:
         """Return an expression for something in a module, under an alias that no name of the user's can hide."""
-        alias = f"{INNER_PREFIX}{address.module.replace('.', '_')}"
+        alias = _alias(address.module)
         self.modules.add(address.module, use.user)
         self._pieces[alias] = Piece(alias, "import", f"import {address.module} as {alias}")
         piece.needs.add(alias)
-        return f"{alias}.{address.qualname}" if address.qualname else alias
+        return f"{alias}.{address.qualname}"
 
     def _expression(self, value: Any, label: str, piece: Piece, use: Use) -> str:
         return render(value, label, lambda inner, inner_label: self._refer(inner, inner_label, piece, use))
@@ -211,7 +216,7 @@ class Collector:
     def _refer(self, value: Any, label: str, piece: Piece, use: Use) -> str:
         """Return an expression for a module, class or function inside of a value."""
         if isinstance(value, ModuleType):
-            alias = f"{INNER_PREFIX}{value.__name__.replace('.', '_')}"
+            alias = _alias(value.__name__)
             self._pieces[alias] = Piece(alias, "import", self._import_module(value, alias, use))
             piece.needs.add(alias)
             return alias
@@ -232,8 +237,7 @@ class Collector:
         head, _, name = getattr(value, "__qualname__", "").rpartition(".")
         if not isinstance(value, type | FunctionType) or not head or head.endswith(">"):
             return None
-        space = value.__globals__ if isinstance(value, FunctionType) else vars(sys.modules.get(value.__module__, builtins))
-        owner: Any = space.get(head.partition(".")[0])
+        owner: Any = self._space_of(value, find(value)).get(head.partition(".")[0])
         for part in head.split(".")[1:]:
             owner = getattr(owner, part, None)
         return owner if isinstance(owner, type) and getattr(owner, name, None) is value else None
@@ -242,8 +246,8 @@ class Collector:
         found = find(value)
         if found is None:
             raise Uncarriable(label, value, *_why_no_source(value))
-        if self._namespace is None and found.namespace is not None:
-            self._namespace = found.namespace
+        if self._namespace is None:
+            self._namespace = self._space_of(value, found)
         if self._is_public(value, found):
             self._read(found.definition.node.name, piece, use, early=True)
             return found.definition.node.name
@@ -253,6 +257,12 @@ class Collector:
             self._needed.append(lambda: self._define_private(name, value, found))
         piece.needs.add(self._private[id(value)][0])
         return self._private[id(value)][0]
+
+    def _space_of(self, value: Any, found: Found | None) -> dict[str, Any]:
+        """Return the globals that an object of the user's knows."""
+        if found is not None and found.namespace is not None:
+            return found.namespace
+        return self._namespace if self._namespace is not None else vars(sys.modules.get(value.__module__, builtins))
 
     def _is_public(self, value: Any, found: Found) -> bool:
         """Whether the object is what its own name means to everybody."""
@@ -273,11 +283,11 @@ class Collector:
         definition, own = found.definition, found.definition.node.name
         piece = self._pieces[name] = Piece(name, "definition")
         names = self._names_in(definition, found.free)
-        free = dict(found.free)
+        free = {key: held for key, held in found.free.items() if held is not value}
         if found.namespace is not None and found.namespace is not self._namespace:
             used = names.early | names.late | names.perhaps
             free |= {key: found.namespace[key] for key in used & found.namespace.keys() - _OWN_NAMES - _ODD_NAMES.keys()}
-            names = self._names_in(definition, free)
+            names = self._names_in(definition, {*found.free, *free})
         arguments = [f"{key}={self._argument(key, free[key], piece, definition)}" for key in sorted(free)]
         calls_own_name = own in names.early | names.late and not isinstance(value, type)
         if calls_own_name and not free:
@@ -291,6 +301,9 @@ class Collector:
         try:
             return self._expression(value, key, piece, use)
         except Uncarriable as error:
+            address = address_of(value, key)
+            if address is not None:
+                return self._at(address, piece, use)
             self._report(error, use)
             return "None"
 
@@ -339,6 +352,10 @@ class Collector:
                 self._add_problem(f"the relative import of {found.name!r} has no package on the worker; {use}", fix, use)
             elif whereabouts(found.name) == "missing":
                 self._add_problem(f"there is no module {found.name!r}; {use}", "install it, or mend the name", use)
+
+
+def _alias(module: str) -> str:
+    return INNER_PREFIX + module.replace("_", "__").replace(".", "_")
 
 
 def _is_builtin(name: str) -> bool:

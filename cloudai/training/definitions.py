@@ -77,7 +77,7 @@ class Found:
     definition : Definition
         Its source; with the decorators that made it what it is, without those that made something else of it.
     free : Mapping[str, object]
-        The variables that it took from the functions around it.
+        The variables that it took from the functions around it; itself among them, if it names itself.
     namespace : dict, optional
         The globals of the cell, script or module where it was defined; a class without methods does not know them.
     """
@@ -101,8 +101,7 @@ def find(value: Any) -> Found | None:
     public = function.__globals__.get(definition.node.name) is function
     if inner is None and not public and not hasattr(function, "__wrapped__"):
         definition = definition.undecorated()
-    free = {name: held for name, held in _closure(function).items() if held is not value}
-    return Found(definition, free, function.__globals__)
+    return Found(definition, _closure(function), function.__globals__)
 
 
 def _find_class(cls: type) -> Found | None:
@@ -111,7 +110,6 @@ def _find_class(cls: type) -> Found | None:
         return None
     methods = _methods(cls)
     free = {name: held for method in methods for name, held in _closure(method).items() if name != "__class__"}
-    free = {name: held for name, held in free.items() if held is not cls}
     return Found(definition, free, methods[0].__globals__ if methods else None)
 
 
@@ -169,9 +167,10 @@ def _functions_in(cls: type) -> Iterator[tuple[str, FunctionType]]:
 
 
 def _methods(cls: type) -> list[FunctionType]:
-    """Return the functions that were written in the class itself; `dataclasses` and others make some without source."""
+    """Return the functions that were written in the class itself; dataclasses and named tuples get others besides."""
     own = (function for _, function in _functions_in(cls) if function.__qualname__.startswith(f"{cls.__qualname__}."))
-    return [function for function in own if linecache.getlines(function.__code__.co_filename)]
+    files = ((function, function.__code__.co_filename) for function in own)
+    return [function for function, file in files if linecache.getlines(file) and not is_installed_file(file)]
 
 
 def changes_since(cls: type, definition: Definition) -> list[str]:

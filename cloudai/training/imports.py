@@ -182,8 +182,8 @@ def imports_in(tree: ast.AST, package: str = "", *, guarded: bool = False) -> It
 
 
 def _absolute(node: ast.ImportFrom, package: str) -> str:
-    if not node.level:
-        return node.module or ""
+    if not node.level or not package:
+        return "." * node.level + (node.module or "")
     parents = package.split(".")
     kept = parents[: len(parents) - node.level + 1]
     return ".".join([*kept, *([node.module] if node.module else [])])

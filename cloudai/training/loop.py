@@ -98,7 +98,7 @@ class _Fit:
         rows = self._share(order[self.batch * self.loop.batch_size :][: self.loop.batch_size])
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(_squeezed(self.wrapped(self.inputs[rows]), self.loop), self.targets[rows])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         value = float(loss.detach())
         self.total += value * len(rows)
@@ -128,7 +128,7 @@ class _Fit:
             return {}
         self.module.eval()
         with torch.no_grad():
-            outputs = torch.cat([_squeezed(self.module(self.inputs[part]), self.loop) for part in rows.split(1024)])
+            outputs = torch.cat([_squeezed(self.module(self.inputs[part]), self.loop) for part in torch.split(rows, 1024)])
         targets = self.targets[rows]
         measured = {"val_loss": float(self.loss(outputs, targets))}
         if self.loop.loss == "cross_entropy":
@@ -170,5 +170,6 @@ def _squeezed(outputs: torch.Tensor, loop: Loop) -> torch.Tensor:
 
 
 def _optimizer(module: torch.nn.Module, loop: Loop) -> torch.optim.Optimizer:
-    kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    return kinds[loop.optimizer](module.parameters(), lr=loop.lr, weight_decay=loop.weight_decay)
+    kinds: Mapping[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    optimizer: torch.optim.Optimizer = kinds[loop.optimizer](module.parameters(), lr=loop.lr, weight_decay=loop.weight_decay)
+    return optimizer

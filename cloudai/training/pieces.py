@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import graphlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 __all__ = ["Piece", "in_order", "write"]
@@ -26,6 +26,9 @@ class Piece:
         The names that must be bound before it runs.
     uses : set of str
         The names that must be bound before it is called.
+    in_two_steps : tuple of str
+        Of a container: the source that binds it empty and the source that fills it, for one whose contents refer back to it
+        (a registry that decorators write to).
     """
 
     name: str
@@ -33,6 +36,7 @@ class Piece:
     text: str = ""
     needs: set[str] = field(default_factory=set)
     uses: set[str] = field(default_factory=set)
+    in_two_steps: tuple[str, str] | None = None
 
 
 def write(pieces: Mapping[str, Piece], submodules: Iterable[str], *, lazy_annotations: bool) -> str:
@@ -64,12 +68,33 @@ def in_order(pieces: Mapping[str, Piece]) -> list[Piece]:
     >>> [piece.name for piece in in_order({"Child": child, "Base": base})]
     ['Base', 'Child']
     """
+    pieces = _with_circles_opened(pieces)
     depth: dict[str, int] = {}
     needs = {name: piece.needs & pieces.keys() - {name} for name, piece in sorted(pieces.items())}
     for name in graphlib.TopologicalSorter(needs).static_order():
         depth[name] = 1 + max((depth[needed] for needed in needs[name]), default=0)
     # A piece reaches more than anything that it refers to, unless both lie in a circle; there the depth decides.
     return sorted(pieces.values(), key=lambda piece: (len(_reach(piece.name, pieces)), depth[piece.name], piece.name))
+
+
+def _with_circles_opened(pieces: Mapping[str, Piece]) -> dict[str, Piece]:
+    """Split each container that stands in a circle; whoever is outside of the circle waits until it is full."""
+    opened = dict(pieces)
+    for name, piece in sorted(pieces.items()):
+        inside = {other for other in _reach(name, pieces) if name in _reach(other, pieces)}
+        if piece.in_two_steps and len(inside) > 1:
+            full = f"{name} filled"
+            opened[full] = Piece(full, "value", piece.in_two_steps[1], piece.needs | {name}, piece.uses)
+            opened[name] = Piece(name, "value", piece.in_two_steps[0])
+            for other in opened.keys() - inside - {full}:
+                opened[other] = _also(opened[other], name, full)
+    return opened
+
+
+def _also(piece: Piece, name: str, full: str) -> Piece:
+    needs = piece.needs | {full} if name in piece.needs else piece.needs
+    uses = piece.uses | {full} if name in piece.uses else piece.uses
+    return replace(piece, needs=needs, uses=uses)
 
 
 def _reach(start: str, pieces: Mapping[str, Piece]) -> set[str]:

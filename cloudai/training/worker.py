@@ -58,7 +58,6 @@ class StopSignal:
         return self._reason
 
     def _told(self, number: int, frame: FrameType | None) -> None:
-        del frame
         self._reason = f"told by {signal.Signals(number).name}"
 
     def _watch(self, path: Path) -> None:

@@ -13,12 +13,13 @@ import psutil
 
 from cloudai import settings
 from cloudai.drivers.local.deployments import Deployments
-from cloudai.drivers.local.processes import Processes
+from cloudai.drivers.local.processes import Process, Processes
 from cloudai.drivers.protocols import (
     Capabilities,
     DeploymentStatus,
     Job,
     JobId,
+    JobPhase,
     JobStatus,
     LogLine,
     Metric,
@@ -48,7 +49,7 @@ class LocalDriver:
     """
 
     name = "local"
-    capabilities = Capabilities(train=True, serve=True, telemetry=True, max_workers=os.cpu_count() or 1, routing="weights")
+    capabilities = Capabilities(train=True, serve=True, telemetry=True, max_workers=os.cpu_count() or 1, routing="weights", here=True)
 
     def __init__(self, root: Path | None = None) -> None:
         root = root or settings.current().home / "local"
@@ -74,7 +75,6 @@ class LocalDriver:
 
     def submit(self, job: Job, offer: Offer, *, key: str) -> JobId:
         """Start the job as a process."""
-        del offer  # there is one place only
         self._jobs.start(key, job.argv, job.env, cwd=job.folder if Path(job.folder).is_dir() else "")
         return JobId(key)
 
@@ -84,16 +84,9 @@ class LocalDriver:
         if process is None:
             raise NotFoundError(f"there is no job {job_id!r} on this machine", fix="look at cloudai.ps()")
         cancelled = (self._jobs.folder(job_id) / "cancelled").exists()
-        times = {"started_at": process.started_at, "ended_at": process.ended_at}
-        if process.alive:
-            return JobStatus("running", pid=process.pid, started_at=process.started_at)
-        if cancelled:
-            return JobStatus("cancelled", process.exit_code, "cancelled", **times)
-        if process.exit_code is None:
-            return JobStatus("lost", None, "the process and its keeper are gone", **times)
-        if process.exit_code == 0:
-            return JobStatus("succeeded", 0, **times)
-        return JobStatus("failed", process.exit_code, _reason(process.exit_code), **times)
+        phase, reason = _ending(process, cancelled=cancelled)
+        pid = process.pid if process.alive else None
+        return JobStatus(phase, process.exit_code, reason, pid, process.started_at, process.ended_at)
 
     def logs(self, job_id: JobId, *, follow: bool = False) -> Iterator[LogLine]:
         """Read what the process wrote."""
@@ -109,7 +102,6 @@ class LocalDriver:
 
     def apply(self, name: str, revision: Revision, *, key: str) -> RevisionId:
         """Bring a revision up as a process, or up again where it has died."""
-        del key  # the revision's id names its process
         return self._deployments.apply(name, revision)
 
     def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
@@ -130,7 +122,6 @@ class LocalDriver:
 
     def metrics(self, name: str, *, since: datetime) -> Iterable[Metric]:
         """Read ``/metrics`` of each ready revision; counters run since the revision's start."""
-        del since
         return self._deployments.metrics(name)
 
     def samples(self, name: str, *, since: datetime, limit: int) -> Iterable[Sample]:
@@ -147,6 +138,17 @@ def _why_not(needs: Needs) -> str:
     if needs.memory * needs.workers > memory:
         return f"needs {needs.memory * needs.workers / 2**30:.1f} GiB of memory, this machine has {memory / 2**30:.1f}"
     return ""
+
+
+def _ending(process: Process, *, cancelled: bool) -> tuple[JobPhase, str]:
+    """Return the phase of a process, and why it ended."""
+    if process.alive:
+        return "running", ""
+    if cancelled:
+        return "cancelled", "cancelled"
+    if process.exit_code is None:
+        return "lost", "the process and its keeper are gone"
+    return ("succeeded", "") if process.exit_code == 0 else ("failed", _reason(process.exit_code))
 
 
 def _reason(code: int) -> str:
