@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import builtins
 import graphlib
+import re
 import sys
-from collections import deque
+from collections import deque, namedtuple
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from cloudai.artifacts.bundle import INNER_PREFIX
-from cloudai.training.constants import Uncarriable, describe, render
-from cloudai.training.definitions import Definition, Found, changes_since, find, place_of
+from cloudai.training.constants import Uncarriable, describe, is_named_tuple, render
+from cloudai.training.definitions import Definition, Found, changes_since, find, place_of, stale_defaults
 from cloudai.training.imports import Address, LocalModules, address_of, imports_in, is_installed_file, whereabouts
-from cloudai.training.names import Names, line_of, names_in
+from cloudai.training.names import Names, names_in
 from cloudai.training.pieces import Piece, in_order, write
 
 __all__ = ["Collector", "Problem"]
 
 _OWN_NAMES = frozenset({"__name__", "__doc__", "__package__", "__loader__", "__spec__", "__builtins__", "__debug__"})
 """Names that every module has for itself."""
-_FILLED_BY = {dict: "update", list: "extend"}
+_FILLED_BY: dict[type, str] = {dict: "update", list: "extend"}
 _ODD_NAMES = {
     "get_ipython": ("magics and ! commands work only in a notebook", "write plain Python"),
     "__file__": ("it names another file there", "pass the path as config="),
@@ -68,6 +69,7 @@ class Collector:
         self._namespace: dict[str, Any] | None = None
         self._asked: dict[str, Use | None] = {}  # the global names seen so far, and who cannot do without
         self._failed: dict[str, Uncarriable] = {}
+        self._refused: set[str] = set()
         self._private: dict[int, tuple[str, Any]] = {}
         self._needed: deque[Callable[[], None]] = deque()
         self._wanted: deque[Callable[[], None]] = deque()
@@ -114,7 +116,7 @@ class Collector:
         try:
             in_order(self._pieces)
         except graphlib.CycleError as error:
-            names = " and ".join(f"‘{name.removeprefix(INNER_PREFIX)}’" for name in sorted(set(error.args[1])))
+            names = " and ".join(f"‘{re.sub(rf'^{INNER_PREFIX}[0-9]+_', '', name)}’" for name in sorted(set(error.args[1])))
             fix = "define them at the top level, and run the cells in order in a fresh kernel"
             self._add_problem(f"{names} need each other before they are defined", fix, Use(names))
 
@@ -130,15 +132,20 @@ class Collector:
         """Note that a piece reads a global name, and see that the name gets bound."""
         if name in _OWN_NAMES or name == piece.name:
             return
-        if name in _ODD_NAMES and not soft:
-            reason, fix = _ODD_NAMES[name]
-            self._add_problem(f"‘{name}’ cannot be carried to the worker ({reason}); {use}", fix, use)
-        elif name not in self._names:
-            if not soft and not _is_builtin(name):
-                self._add_problem(f"‘{name}’ is not defined; {use}", "define or import it in a cell that runs before", use)
+        if name in _ODD_NAMES or name not in self._names:
+            if not soft and not _is_builtin(name) and name not in self._refused:
+                self._refused.add(name)
+                self._refuse_name(name, use)
         else:
             (piece.needs if early else piece.uses).add(name)
             self._ask(name, use, soft=soft)
+
+    def _refuse_name(self, name: str, use: Use) -> None:
+        if name in _ODD_NAMES:
+            reason, fix = _ODD_NAMES[name]
+            self._add_problem(f"‘{name}’ cannot be carried to the worker ({reason}); {use}", fix, use)
+        else:
+            self._add_problem(f"‘{name}’ is not defined; {use}", "define or import it in a cell that runs before", use)
 
     def _ask(self, name: str, use: Use, *, soft: bool) -> None:
         if name not in self._asked:
@@ -175,7 +182,8 @@ class Collector:
 
     def _fill_with_value(self, piece: Piece, value: Any, use: Use) -> None:
         try:
-            expression = self._expression(value, piece.name, piece, use)
+            sentinel = type(value) is object  # nothing but its identity, which the name keeps
+            expression = "object()" if sentinel else self._expression(value, piece.name, piece, use)
             piece.text = f"{piece.name} = {expression}"
             if type(value) in _FILLED_BY and value:
                 filling = f"{piece.name}.{_FILLED_BY[type(value)]}({expression})"
@@ -237,13 +245,17 @@ class Collector:
         head, _, name = getattr(value, "__qualname__", "").rpartition(".")
         if not isinstance(value, type | FunctionType) or not head or head.endswith(">"):
             return None
-        owner: Any = self._space_of(value, find(value)).get(head.partition(".")[0])
+        found = find(value)
+        self._namespace = self._namespace or (found.namespace if found is not None else None)
+        owner: Any = self._space_of(value, found).get(head.partition(".")[0])
         for part in head.split(".")[1:]:
             owner = getattr(owner, part, None)
         return owner if isinstance(owner, type) and getattr(owner, name, None) is value else None
 
     def _refer_to_definition(self, value: Any, label: str, piece: Piece, use: Use) -> str:
         found = find(value)
+        if found is None and is_named_tuple(value):
+            return self._refer_to_value(value, label, piece, use)
         if found is None:
             raise Uncarriable(label, value, *_why_no_source(value))
         if self._namespace is None:
@@ -252,9 +264,24 @@ class Collector:
             self._read(found.definition.node.name, piece, use, early=True)
             return found.definition.node.name
         if id(value) not in self._private:
-            name = f"{INNER_PREFIX}{len(self._private) + 1}_{found.definition.node.name}"
-            self._private[id(value)] = name, value  # held, so that its id stays its own
-            self._needed.append(lambda: self._define_private(name, value, found))
+            made = self._private_piece(found.definition.node.name, value)
+            self._needed.append(lambda: self._define_private(made, value, found))
+        piece.needs.add(self._private[id(value)][0])
+        return self._private[id(value)][0]
+
+    def _private_piece(self, own: str, value: Any) -> Piece:
+        name = f"{INNER_PREFIX}{len(self._private) + 1}_{own}"
+        self._private[id(value)] = name, value  # held, so that its id stays its own
+        self._pieces[name] = Piece(name)
+        return self._pieces[name]
+
+    def _refer_to_value(self, value: Any, label: str, piece: Piece, use: Use) -> str:
+        """Bind a value that must stay one and the same to a name of ours."""
+        if id(value) not in self._private:
+            made = self._private_piece(value.__name__, value)
+            maker = self._refer(namedtuple, label, made, use)
+            defaults = self._expression(list(value._field_defaults.values()), label, made, use)
+            made.text = f"{made.name} = {maker}({value.__name__!r}, {list(value._fields)}, defaults={defaults})"
         piece.needs.add(self._private[id(value)][0])
         return self._private[id(value)][0]
 
@@ -278,17 +305,17 @@ class Collector:
         piece.kind, piece.text = "definition", found.definition.text
         self._scan(piece, value, found.definition, self._names_in(found.definition))
 
-    def _define_private(self, name: str, value: Any, found: Found) -> None:
+    def _define_private(self, piece: Piece, value: Any, found: Found) -> None:
         """Write a definition under a name of ours: it had variables around it, or its name means something else by now."""
         definition, own = found.definition, found.definition.node.name
-        piece = self._pieces[name] = Piece(name, "definition")
+        name, piece.kind = piece.name, "definition"
         names = self._names_in(definition, found.free)
         free = {key: held for key, held in found.free.items() if held is not value}
         if found.namespace is not None and found.namespace is not self._namespace:
             used = names.early | names.late | names.perhaps
             free |= {key: found.namespace[key] for key in used & found.namespace.keys() - _OWN_NAMES - _ODD_NAMES.keys()}
             names = self._names_in(definition, {*found.free, *free})
-        arguments = [f"{key}={self._argument(key, free[key], piece, definition)}" for key in sorted(free)]
+        arguments = [f"{key}={self._argument(key, free[key], piece, _use(definition, names, key))}" for key in sorted(free)]
         calls_own_name = own in names.early | names.late and not isinstance(value, type)
         if calls_own_name and not free:
             piece.text = f"{definition.renamed(name)}\n\n\n{name}.__name__ = {own!r}"
@@ -296,8 +323,7 @@ class Collector:
             piece.text = f"{_in_factory(name, definition, arguments)}\n{name}.__qualname__ = {name!r}"
         self._scan(piece, value, definition, names)
 
-    def _argument(self, key: str, value: Any, piece: Piece, definition: Definition) -> str:
-        use = _use(definition, key)
+    def _argument(self, key: str, value: Any, piece: Piece, use: Use) -> str:
         try:
             return self._expression(value, key, piece, use)
         except Uncarriable as error:
@@ -313,20 +339,23 @@ class Collector:
     def _scan(self, piece: Piece, value: Any, definition: Definition, names: Names) -> None:
         """Follow everything that a definition refers to."""
         self._lazy_annotations |= definition.lazy_annotations
-        if isinstance(value, type):
-            self._check_unchanged(value, definition)
-        for name in sorted(names.early | names.late, key=lambda name: (line_of(definition.node, name), name)):
-            self._read(name, piece, _use(definition, name), early=name in names.early)
+        self._check_unchanged(value, definition, names)
+        for name in sorted(names.early | names.late, key=lambda name: (names.lines.get(name, 1), name)):
+            self._read(name, piece, _use(definition, names, name), early=name in names.early)
         for name in sorted(names.perhaps):
-            self._read(name, piece, _use(definition, name), early=False, soft=True)
+            self._read(name, piece, _use(definition, names, name), early=False, soft=True)
         for chain in sorted(names.dotted):
             self._submodules.update(list(self._modules_along(chain))[-1:])
         self._follow_imports(definition)
 
-    def _check_unchanged(self, cls: type, definition: Definition) -> None:
-        for name in changes_since(cls, definition):
-            what = f"‘{cls.__name__}.{name}’ was set after the class was defined, and would be lost"
-            self._add_problem(what, "write it into the class, and run that cell again", Use(cls.__name__))
+    def _check_unchanged(self, value: Any, definition: Definition, names: Names) -> None:
+        own = definition.node.name
+        for name in changes_since(value, definition):
+            what = f"‘{own}.{name}’ was set after ‘{own}’ was defined, and would be lost"
+            self._add_problem(what, "write it into the definition, and run that cell again", _use(definition, names, own))
+        for name in stale_defaults(value, definition):
+            what = f"‘{name}’ has another value than when it became a default of ‘{own}’"
+            self._add_problem(what, f"run the cell that defines ‘{own}’ again", _use(definition, names, name))
 
     def _modules_along(self, chain: str) -> Iterator[str]:
         """Yield the submodules that an attribute chain passes: ``import xml`` alone does not load ``xml.etree``."""
@@ -364,8 +393,8 @@ def _is_builtin(name: str) -> bool:
     return hasattr(builtins, name) and not module.startswith("IPython")
 
 
-def _use(definition: Definition, name: str) -> Use:
-    return Use(definition.node.name, definition.file, definition.line + line_of(definition.node, name) - 1)
+def _use(definition: Definition, names: Names, name: str) -> Use:
+    return Use(definition.node.name, definition.file, definition.line + names.lines.get(name, 1) - 1)
 
 
 def _in_factory(name: str, definition: Definition, arguments: list[str]) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from types import EllipsisType, FunctionType, GenericAlias, ModuleType, UnionType
 from typing import Any
 
-__all__ = ["MOST_BYTES", "Uncarriable", "advice_for", "describe", "render", "size_of"]
+__all__ = ["MOST_BYTES", "Uncarriable", "advice_for", "describe", "is_named_tuple", "render", "size_of"]
 
 MOST_BYTES = 64 * 1024
 """The longest source that one constant may become."""
@@ -152,13 +152,15 @@ def _recipe(value: Any) -> tuple[Any, Iterable[Any], dict[str, Any]] | None:
     """Return a callable and the arguments that make an equal value."""
     kind = type(value)
     if kind in _RECIPES:
-        return (kind, *_RECIPES[kind](value))
+        return kind, *_RECIPES[kind](value)
     if isinstance(value, pathlib.PurePath):
         return pathlib.Path if isinstance(value, pathlib.Path) else kind, (str(value),), {}
     if kind is re.Pattern:
         return re.compile, (value.pattern, value.flags), {}
     if kind is logging.Logger:
         return logging.getLogger, (value.name,), {}
+    if kind is typing.TypeVar:
+        return kind, (value.__name__, *value.__constraints__), {"bound": value.__bound__} if value.__bound__ else {}
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
         return kind, tuple(value), {}
     if _is_plain_dataclass(value):
@@ -198,6 +200,12 @@ def _numeric_recipe(value: Any) -> tuple[Any, Iterable[Any], dict[str, Any]] | N
     if torch is not None and kind is torch.Size:
         return kind, (tuple(value),), {}
     return None
+
+
+def is_named_tuple(value: Any) -> bool:
+    """Whether a class was made by a call of `collections.namedtuple`, and so has no source."""
+    named = isinstance(value, type) and value.__bases__ == (tuple,) and hasattr(value, "_field_defaults")
+    return named and "__annotations__" not in vars(value)
 
 
 def size_of(value: Any) -> int:

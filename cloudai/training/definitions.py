@@ -11,7 +11,7 @@ import inspect
 import linecache
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 from cloudai.training.imports import is_installed_file, whereabouts
 from cloudai.training.names import Definable
 
-__all__ = ["Definition", "Found", "changes_since", "find", "place_of"]
+__all__ = ["Definition", "Found", "changes_since", "find", "place_of", "stale_defaults"]
 
 _MISSING = object()
 _PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes, tuple, list, dict, set)
@@ -168,13 +168,22 @@ def _functions_in(cls: type) -> Iterator[tuple[str, FunctionType]]:
 
 def _methods(cls: type) -> list[FunctionType]:
     """Return the functions that were written in the class itself; dataclasses and named tuples get others besides."""
-    own = (function for _, function in _functions_in(cls) if function.__qualname__.startswith(f"{cls.__qualname__}."))
+    own = [function for _, function in _functions_in(cls) if function.__qualname__ == f"{cls.__qualname__}.{function.__name__}"]
     files = ((function, function.__code__.co_filename) for function in own)
     return [function for function, file in files if linecache.getlines(file) and not is_installed_file(file)]
 
 
-def changes_since(cls: type, definition: Definition) -> list[str]:
-    """Name the methods and plain attributes of a class that were set after its definition ran."""
+def changes_since(value: Any, definition: Definition) -> list[str]:
+    """Name the attributes of a class or function that were set after its definition ran."""
+    if isinstance(value, type):
+        return _changes_of_class(value, definition)
+    if hasattr(value, "dispatch") and len(getattr(value, "registry", ())) > 1:
+        return ["register"]  # functools.singledispatch keeps implementations that stand elsewhere
+    made_by_decorator = bool(definition.node.decorator_list) or hasattr(value, "__wrapped__")
+    return [] if made_by_decorator else sorted(getattr(value, "__dict__", {}))
+
+
+def _changes_of_class(cls: type, definition: Definition) -> list[str]:
     node = definition.node
     assert isinstance(node, ast.ClassDef)
     methods = {part.name: part for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)}
@@ -186,6 +195,23 @@ def changes_since(cls: type, definition: Definition) -> list[str]:
         if plain and not (inside and code.co_filename == definition.file) and _is_users(function):
             changed.append(name)
     return sorted(changed)
+
+
+def stale_defaults(value: Any, definition: Definition) -> list[str]:
+    """Name the globals that stand as defaults in a definition, and have another value now than when it ran."""
+    function = inspect.unwrap(value)
+    if not isinstance(function, FunctionType) or isinstance(definition.node, ast.ClassDef):
+        return []
+    node = definition.node.args
+    given = [*zip(node.defaults[::-1], (function.__defaults__ or ())[::-1], strict=False)]
+    named = function.__kwdefaults__ or {}
+    given += [(default, named.get(arg.arg)) for arg, default in zip(node.kwonlyargs, node.kw_defaults, strict=True) if default]
+    return sorted(part.id for part, then in given if isinstance(part, ast.Name) and _is_stale(function, part.id, then))
+
+
+def _is_stale(function: FunctionType, name: str, then: Any) -> bool:
+    now = function.__globals__.get(name, then)
+    return now is not then and not (type(now) is type(then) and type(now) in _PLAIN_TYPES and now == then)
 
 
 def place_of(file: str, line: int) -> str:
@@ -205,18 +231,17 @@ def _is_lazy(code: CodeType) -> bool:
     return bool(code.co_flags & annotations.compiler_flag)
 
 
-@lru_cache(maxsize=256)
-def _parse(text: str) -> ast.Module | None:
-    try:
-        return ast.parse(text)
-    except (SyntaxError, ValueError):  # not Python: a template, or a file that changed since
-        return None
-
-
-def _definables(file: str) -> list[tuple[Definable, str]]:
+def _definables(file: str) -> Sequence[tuple[Definable, str]]:
     """Return all definitions in a file or cell with their qualified names."""
-    tree = _parse("".join(linecache.getlines(file)))
-    return list(_below(tree, "")) if tree is not None else []
+    return _definables_in("".join(linecache.getlines(file)))
+
+
+@lru_cache(maxsize=256)
+def _definables_in(text: str) -> Sequence[tuple[Definable, str]]:
+    try:
+        return tuple(_below(ast.parse(text), ""))
+    except (SyntaxError, ValueError):  # not Python: a template, or a file that changed since
+        return ()
 
 
 def _below(node: ast.AST, prefix: str) -> Iterator[tuple[Definable, str]]:

@@ -6,8 +6,12 @@ Ray Train's own checkpoints are not used: ours lie on the store and are found th
 from __future__ import annotations
 
 import logging
+import math
 import os
+import signal
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,27 +24,41 @@ __all__ = ["execute_on_ray"]
 
 log = logging.getLogger(__name__)
 
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_AUTH_MODE": "token",  # Ray listens on every interface: nobody without the user's token gets in
+    "AUTOSCALER_METRIC_PORT": "-1",  # this endpoint knows no token, so it is not opened
+    "GLOO_SOCKET_IFNAME": "lo",  # the ranks are on this machine and need no other way
+}
+
 
 def execute_on_ray(spec: TrainSpec, attempt: int, stop_reason: Callable[[], str]) -> int:
-    """Run the work on a Ray cluster of this machine and return the exit code.
+    """Run the work on a Ray cluster of this machine, alive for this attempt only, and return the exit code.
+
+    Ray does not restart failed workers here: that is the supervisor's, as for one worker, so that every attempt is counted
+    and written down in one place.
 
     Raises
     ------
     MissingExtraError
         If Ray is not installed.
+    PlacementError
+        If this machine has fewer cores; bare Ray Train would wait for ever.
     """
-    # nothing but this machine is part of the cluster, so nothing of it listens elsewhere
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_TRAIN_V2_ENABLED="1", RAY_DEDUP_LOGS="0")
+    os.environ.update(_ENVIRONMENT)
     try:
         import ray
         from ray.train.torch import TorchTrainer
     except ImportError:
         raise MissingExtraError("more than one worker needs Ray", fix='pip install "cloudai[ray]"') from None
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import RunConfig, ScalingConfig
 
     workers, cpus = spec.scaling.num_workers, spec.resources.cpus
     _preflight(workers, cpus)
-    ray.init(num_cpus=round(workers * cpus + 0.5), include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=True)
+    _end_when(stop_reason)
+    ray.init(num_cpus=math.ceil(workers * cpus), include_dashboard=False, log_to_driver=True)
     try:
         with tempfile.TemporaryDirectory(prefix="cloudai-ray-") as folder:
             TorchTrainer(
@@ -48,39 +66,50 @@ def execute_on_ray(spec: TrainSpec, attempt: int, stop_reason: Callable[[], str]
                 train_loop_config={"spec": spec.model_dump_json(), "attempt": attempt},
                 scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": cpus}),
                 # the name is new each time: Ray would silently go on from a snapshot of the same name
-                run_config=RunConfig(
-                    name=f"{spec.name}-{attempt}",
-                    storage_path=folder,
-                    failure_config=FailureConfig(max_failures=spec.failure.max_failures),
-                ),
+                run_config=RunConfig(name=f"{spec.name}-{attempt}", storage_path=folder),
             ).fit()
+    except Exception:
+        log.exception("Ray Train ended without success")
     finally:
         ray.shutdown()
     return _exit_code(spec)
 
 
 def _preflight(workers: int, cpus: float) -> None:
-    """Refuse what this machine does not have; bare Ray Train would wait for ever."""
     cores = os.cpu_count() or 1
     if workers * cpus > cores:
         raise PlacementError(f"{workers} workers need {workers * cpus:g} cores, this machine has {cores}", fix="ask for fewer workers")
 
 
+def _end_when(stop_reason: Callable[[], str]) -> None:
+    """End this process, and with it Ray's, when the worker is told to stop; the last checkpoint stays."""
+
+    def watch() -> None:
+        while not stop_reason():
+            time.sleep(0.5)
+        log.warning("stopped: %s", stop_reason())
+        os.kill(os.getpid(), signal.SIGINT)  # what Ray understands: it ends its processes
+
+    threading.Thread(target=watch, name="cloudai-stop", daemon=True).start()
+
+
 def _exit_code(spec: TrainSpec) -> int:
-    from cloudai.training.execution import FAILED, STOPPED, SUCCEEDED
+    from cloudai.training.execution import FAILED, LOST, SUCCEEDED
 
     reader = JournalReader(RunFiles(spec).folder)
     if reader.result() is not None:
         return SUCCEEDED
-    return FAILED if reader.error() is not None else STOPPED
+    return FAILED if reader.error() is not None else LOST
 
 
 def _rank_main(config: dict[str, Any]) -> None:
-    """Run in each Ray worker: one rank's part."""
-    from cloudai.training.execution import execute
+    """Run in each Ray worker: one rank's part. A rank that fails must say so to Ray, or the others would wait for it."""
+    from cloudai.training.execution import SUCCEEDED, execute
 
     logging.basicConfig(level=logging.INFO)
-    execute(TrainSpec.parse(config["spec"]), config["attempt"], RayGroup(), lambda: "")
+    code = execute(TrainSpec.parse(config["spec"]), config["attempt"], RayGroup(), lambda: "")
+    if code != SUCCEEDED:
+        raise RuntimeError(f"this rank ended with code {code}")
 
 
 class RayGroup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -30,12 +31,13 @@ from cloudai.training.context import Context, Group, Stopped
 from cloudai.training.job import RunFiles
 from cloudai.training.journal import Journal
 
-__all__ = ["FAILED", "STOPPED", "SUCCEEDED", "execute"]
+__all__ = ["FAILED", "LOST", "STOPPED", "SUCCEEDED", "execute"]
 
 log = logging.getLogger(__name__)
 
-SUCCEEDED, FAILED, STOPPED = 0, 1, 143
-"""Exit codes: 1 is an error that would come again; 143 is what a shell gives for SIGTERM."""
+SUCCEEDED, FAILED, LOST, STOPPED = 0, 1, 75, 143
+"""Exit codes: 1 is an error that would come again, 75 one that would not (EX_TEMPFAIL of sysexits.h), such as a lost peer;
+143 is what a shell gives for SIGTERM."""
 
 _EXAMPLE_ROWS = 8
 _OWN_LOOP = "the training loop is your own function: cloudai cannot know all of its state"
@@ -82,6 +84,10 @@ class _Worker:
             module, metrics = self._work()
             model = self._save(module, metrics) if module is not None and self.group.rank == 0 else None
         except Exception as error:  # noqa: BLE001  whatever the user's code raises is reported, not swallowed
+            if _lost_peer(error):
+                log.warning("another worker is gone: %s", error)
+                self.close(succeeded=False)
+                return LOST
             self._failed(error, folder)
             return FAILED
         self._succeeded(model, metrics)
@@ -180,8 +186,7 @@ class _Worker:
         fix = error.fix if isinstance(error, CloudAIError) else "mend the code and train again"
         frames = _user_frames(error, folder)
         log.error("%s\n%s", what, frames or traceback.format_exc())
-        if self.group.rank == 0:
-            self.files.folder.write_json("error.json", {"what": what, "fix": fix, "frames": frames})
+        self.files.folder.create("error.json", json.dumps({"what": what, "fix": fix, "frames": frames}).encode())
         self.close(succeeded=False)
 
 
@@ -191,6 +196,13 @@ def total_steps(spec: TrainSpec) -> int | None:
         return None
     rows = spec.work.rows - int(spec.work.rows * spec.loop.validation)
     return spec.loop.epochs * max(1, -(-rows // spec.loop.batch_size))
+
+
+def _lost_peer(error: Exception) -> bool:
+    """Whether an error comes out of a collective operation: not this rank is at fault, but one that is gone."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    raised_in = any("torch/distributed/" in file or "torch/nn/parallel/" in file for file in files)
+    return isinstance(error, RuntimeError) and raised_in and "gloo" in str(error).lower() or isinstance(error, torch.distributed.DistError)
 
 
 def _user_frames(error: Exception, folder: Path) -> str:

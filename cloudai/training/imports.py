@@ -7,7 +7,8 @@ import importlib.util
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+import types
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
@@ -103,12 +104,23 @@ def address_of(value: Any, hint: str = "") -> Address | None:
     if isinstance(value, type | FunctionType) and whereabouts(module) == "missing":
         return None  # made in the notebook, under whatever other name a module may know it by now
     if module and own and "<" not in own and _importable(module) and _reach(module, own) is value:
-        return Address(module, own)
+        return Address(_public(module, own, value), own)
     for name in dict.fromkeys(part for part in (_text(value, "__name__"), hint) if part):
         found = [key for key, holder in list(sys.modules.items()) if _holds(holder, name, value) and _importable(key)]
         if found:
             return Address(min(found, key=_plainness), name)
-    return None
+    builtin = module == "builtins" and isinstance(value, type)  # such as the type of None, known by no name of its own
+    return next((Address("types", name) for name, known in vars(types).items() if builtin and known is value), None)
+
+
+def _public(module: str, qualname: str, value: Any) -> str:
+    """Return the nearest package without a leading underscore that has the object too; else the module itself."""
+    package = module
+    while package:
+        if not any(part.startswith("_") for part in package.split(".")) and _reach(package, qualname) is value:
+            return package
+        package = package.rpartition(".")[0]
+    return module
 
 
 def _importable(module: str) -> bool:
@@ -217,16 +229,27 @@ class LocalModules:
             if place == "compiled":
                 self.compiled[name] = importer
             elif place == "local":
-                waiting += [(found, name) for found in self._take(name)]
+                waiting += [(found, name) for found in self._take(name, importer)]
 
-    def _take(self, name: str) -> Iterable[str]:
+    def _take(self, name: str, importer: str) -> list[str]:
         """Copy one module and return what it needs besides."""
         parent = name.rpartition(".")[0]
         needed = [parent] if parent else []
         spec = _spec(name)
         if spec is None or not spec.has_location or not spec.origin:
             return needed  # a namespace package is a folder without a file
-        content = Path(spec.origin).read_bytes()
+        try:
+            content = Path(spec.origin).read_bytes()
+        except OSError:  # it was deleted since, or lies in an archive
+            self.compiled[name] = importer
+            return needed
         is_package = spec.submodule_search_locations is not None
         self.files[name.replace(".", "/") + ("/__init__.py" if is_package else ".py")] = content
-        return needed + [found.name for found in imports_in(ast.parse(content), name if is_package else parent)]
+        return needed + _imported(content, name if is_package else parent)
+
+
+def _imported(content: bytes, package: str) -> list[str]:
+    try:
+        return [found.name for found in imports_in(ast.parse(content), package)]
+    except SyntaxError:  # a file for another Python, which nothing has imported so far
+        return []

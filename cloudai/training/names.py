@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import ast
 import symtable
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Definable", "Names", "line_of", "names_in"]
+__all__ = ["Definable", "Names", "names_in"]
 
 Definable = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -35,12 +35,15 @@ class Names:
         them, globals that are only assigned.
     dotted : frozenset of str
         The longest attribute chains that start at a name, such as ``"xml.etree.ElementTree.parse"``.
+    lines : Mapping[str, int]
+        The first line that has each name; 1 is the definition's own first line.
     """
 
     early: frozenset[str]
     late: frozenset[str]
     perhaps: frozenset[str]
     dotted: frozenset[str]
+    lines: Mapping[str, int]
 
 
 def names_in(node: Definable, *, free: Collection[str] = (), lazy_annotations: bool = False) -> Names:
@@ -71,13 +74,16 @@ def names_in(node: Definable, *, free: Collection[str] = (), lazy_annotations: b
         late=frozenset(late - early),
         perhaps=frozenset(perhaps - early - late - set(free) - {node.name}),
         dotted=_longest(set(_dotted(node))),
+        lines=_lines(node),
     )
 
 
-def line_of(node: ast.AST, name: str) -> int:
-    """Return the first line of `node` that names `name`; 1 is its own first line."""
-    lines = [part.lineno for part in ast.walk(node) if isinstance(part, ast.Name) and part.id == name]
-    return min(lines, default=1)
+def _lines(node: ast.AST) -> dict[str, int]:
+    lines: dict[str, int] = {}
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name):
+            lines[part.id] = min(part.lineno, lines.get(part.id, part.lineno))
+    return lines
 
 
 def _held(node: Definable, free: Collection[str]) -> str:

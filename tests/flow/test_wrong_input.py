@@ -23,15 +23,13 @@ from cloudai.artifacts.store import Store
 
 ROWS = np.random.default_rng(0).normal(size=(200, 8)).astype("float32")
 CLASSES = (ROWS[:, 0] > 0).astype(int)
-TABLE = np.zeros((1000, 1000))
-LOCK = threading.Lock()
 
 
 def cell(name: str, source: str):
     """Define a function as a notebook cell does."""
     file = f"<cell {name}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    names = {"__name__": "__main__", "TABLE": TABLE, "LOCK": LOCK}
+    names = {"__name__": "__main__", "TABLE": np.zeros((1000, 1000)), "LOCK": threading.Lock()}
     exec(compile(source, file, "exec"), names)
     return names[name]
 

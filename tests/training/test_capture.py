@@ -619,7 +619,7 @@ def _holds_itself():
         (["def f():\n    from . import sibling\n"], ["relative import", "line 2"]),
         (["def f():\n    get_ipython().system('ls')\n"], ["‘get_ipython’", "magics", "line 2"]),
         (["__file__ = 'x'\ndef f(): return __file__"], ["‘__file__’", "path"]),
-        (["class C:\n    lr = 1\n", "C.lr = 2\ndef f(): return C"], ["‘C.lr’ was set after", "into the class"]),
+        (["class C:\n    lr = 1\n", "C.lr = 2\ndef f(): return C"], ["‘C.lr’ was set after", "into the definition"]),
         (["class C:\n    def m(self): pass\n", "def g(self): pass\nC.m = g\ndef f(): return C"], ["‘C.m’ was set after"]),
         (["class C:\n    def m(self): pass\n", "C.m = lambda self: 1\ndef f(): return C"], ["‘C.m’ was set after"]),
         (["class C:\n    pass\n", "def g(self): pass\nC.extra = g\ndef f(): return C"], ["‘C.extra’ was set after"]),
@@ -629,7 +629,7 @@ def _holds_itself():
         ),
         (
             ["def make():\n    def a(): return b()\n    def b(): return a()\n    return a\nf = make()"],
-            ["‘1_a’", "need each other"],
+            ["‘a’ and ‘b’ need each other"],
         ),
     ],
 )
