@@ -91,7 +91,9 @@ def plan(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Plan[R
     prepared, spec = _train_spec(work, data, options)
     estimate = estimate_seconds(spec, open_ledger().records("run"))
     offers = _offers(run_needs(spec), spec.on)
-    return Plan(f"train {spec.name}", run_needs(spec), choose(offers, spec.on), offers, estimate, lambda: _start_run(prepared, spec))
+    return Plan(
+        f"train {spec.name}", run_needs(spec), choose(offers, spec.on), offers, estimate, lambda: _start_run(prepared, spec)
+    )
 
 
 def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
@@ -155,7 +157,9 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
     revision, entry = _revision(model)
     name = options.get("name") or (model.spec.model_name if isinstance(model, Run) else model.name)
     lease = options.get("lease", settings.current().deployment_lease)
-    values = {key: value for key, value in options.items() if key in ("on", "port", "resources", "limits") and value is not None}
+    values = {
+        key: value for key, value in options.items() if key in ("on", "port", "resources", "limits") and value is not None
+    }
     spec = DeploySpec.of(name=name, lease=lease, **values)
     driver = registry.serve_driver(spec.on)
     _refuse_impossible(driver, deployment_needs(spec))
@@ -309,7 +313,9 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
         raise SpecError(f"batch_size={loop.batch_size} cannot be split over {spec.scaling.num_workers} workers", fix=fix)
     prepared = prepare(work, data, loop)
     if prepared.work.kind == "function" and loop_options:
-        raise SpecError(f"{min(loop_options)}= is an option of the built-in loop, and you pass a function", fix="pass it in config=")
+        raise SpecError(
+            f"{min(loop_options)}= is an option of the built-in loop, and you pass a function", fix="pass it in config="
+        )
     return prepared, spec.model_copy(update={"work": prepared.work})
 
 

@@ -52,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     cleanup = commands.add_parser("cleanup", help="list what no live process holds")
     cleanup.add_argument("--apply", action="store_true", help="and end it")
     cleanup.set_defaults(command=_cleanup)
-    commands.add_parser("doctor", help="say what is installed, where things are, and what is missing").set_defaults(command=_doctor)
+    commands.add_parser("doctor", help="say what is installed, where things are, and what is missing").set_defaults(
+        command=_doctor
+    )
     return parser
 
 
@@ -90,7 +92,9 @@ def _cleanup(args: argparse.Namespace) -> None:
 def _doctor(args: argparse.Namespace) -> None:
     _say(f"cloudai {__version__}, Python {sys.version.split()[0]}")
     _say(str(settings.current()))
-    rows = [(package, "yes" if find_spec(package) else f'no: pip install "cloudai[{extra}]"') for package, extra in _EXTRAS.items()]
+    rows = [
+        (package, "yes" if find_spec(package) else f'no: pip install "cloudai[{extra}]"') for package, extra in _EXTRAS.items()
+    ]
     _say(Table(("package", "installed"), rows).text())
     problems = [(name, p.what, p.fix) for name in registry.names() for p in registry.get(name).check()]
     drivers = ", ".join(registry.names())

@@ -215,6 +215,6 @@ class Shown:
             live = type(self).live
             if live is not None:
                 bundle = {**live(self)._repr_mimebundle_(), **bundle}
-        except Exception as error:  # a repr never raises: the notebook would show nothing at all
+        except Exception as error:  # noqa: BLE001  a repr never raises: the notebook would show nothing at all
             bundle = {"text/plain": f"<{type(self).__name__}: cannot be shown: {error}>"}
         return bundle

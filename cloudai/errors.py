@@ -44,7 +44,7 @@ __all__ = [
 
 
 class CloudAIError(Exception):
-    """The root of every error that cloudai raises.
+    r"""The root of every error that cloudai raises.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class CloudAIError(Exception):
     Examples
     --------
     >>> str(CloudAIError("the port 8080 is taken", fix="pass another port="))
-    'the port 8080 is taken\\nFix: pass another port='
+    'the port 8080 is taken\nFix: pass another port='
     """
 
     def __init__(self, what: str, *, fix: str, frames: str = "") -> None:

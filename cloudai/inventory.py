@@ -42,7 +42,8 @@ class Ledgered:
         """Its processes on this machine, as last seen."""
         status = self.record.status
         revisions = [pid for row in status.get("revisions", []) for pid in row["pids"]]
-        return [*status.get("router", []), *revisions]
+        workers = [attempt["pid"] for attempt in status.get("attempts", [])[-1:] if "pid" in attempt]
+        return [] if self.record.ended else [*status.get("router", []), *revisions, *workers]
 
     @property
     def per_day(self) -> str:
@@ -81,7 +82,9 @@ class Inventory(Shown):
         """Show one row for each object."""
         supervisor = supervisor_pid(settings.current().home)
         notes = [f"supervisor: process {supervisor}" if supervisor else "no supervisor runs: none is needed"]
-        notes.append(f"spent: {money(self.total, settings.current().currency)} in all, at the prices named in each object's card")
+        notes.append(
+            f"spent: {money(self.total, settings.current().currency)} in all, at the prices named in each object's card"
+        )
         if not self.entries:
             return Card(f"{self._title}: nothing", notes=notes)
         columns = ("what", "phase", "since", "processes", "spent", "per day", "lease left", "held by")
@@ -89,7 +92,9 @@ class Inventory(Shown):
 
     def _row(self, entry: Ledgered) -> tuple[str, ...]:
         record = entry.record
-        spent = f"{money(entry.spending.amount, entry.spending.currency)}" if entry.spending and entry.spending.currency else "–"
+        spent = (
+            f"{money(entry.spending.amount, entry.spending.currency)}" if entry.spending and entry.spending.currency else "–"
+        )
         left = lease.remaining(lease.lease_file(record.kind, record.name))
         return (
             record.ref,

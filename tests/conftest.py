@@ -39,7 +39,9 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            mine = process.environ().get("CLOUDAI_HOME") == str(folder) or any(str(folder) in word for word in process.cmdline())
+            mine = process.environ().get("CLOUDAI_HOME") == str(folder) or any(
+                str(folder) in word for word in process.cmdline()
+            )
             if mine and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found

@@ -22,7 +22,9 @@ class Thing(Shown):
         return self._card
 
 
-CARD = Card("Title", [("fact", "value")], [Curve("loss", [1, 2, 3], [3.0, 2.0, 1.0])], [Table(("a", "b"), [("1", "2")])], ["a note"])
+CARD = Card(
+    "Title", [("fact", "value")], [Curve("loss", [1, 2, 3], [3.0, 2.0, 1.0])], [Table(("a", "b"), [("1", "2")])], ["a note"]
+)
 
 
 def test_text_and_html_carry_the_same_words():
@@ -62,7 +64,8 @@ def test_curves_of_any_length_are_drawn(values):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0 s"), (0.1234, "0.12 s"), (59.6, "1 min"), (60, "1 min"), (3600, "1 h"), (3660, "1 h 1 min"), (86400 * 3, "3 d")]
+    ("seconds", "text"),
+    [(0, "0 s"), (0.1234, "0.12 s"), (59.6, "1 min"), (60, "1 min"), (3600, "1 h"), (3660, "1 h 1 min"), (86400 * 3, "3 d")],
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text

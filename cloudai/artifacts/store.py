@@ -14,6 +14,7 @@ from typing import Any
 import fsspec
 
 from cloudai.errors import IntegrityError, NotFoundError, SpecError
+from cloudai.files import replace_file
 
 __all__ = ["Store", "canonical_json", "content_key", "sha256"]
 
@@ -75,13 +76,8 @@ class Store:
         if not self._is_local:
             self._fs.pipe_file(path, data)
             return
-        fresh = Path(f"{path}.{uuid.uuid4().hex}.tmp")
-        fresh.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with fresh.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
+        Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        replace_file(Path(path), data, durable=True)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write a file unless there is one; returns whether it was written."""

@@ -116,7 +116,7 @@ class _Guarded:
         def call(*args: Any, **kwargs: Any) -> Any:
             try:
                 result = method(*args, **kwargs)
-            except Exception as error:  # noqa: BLE001  the guard's whole purpose
+            except Exception as error:
                 raise self._translated(method.__name__, error) from error
             return self._read(method.__name__, result) if isinstance(result, Iterator) else result
 
@@ -128,7 +128,7 @@ class _Guarded:
                 item = next(items)
             except StopIteration:
                 return
-            except Exception as error:  # noqa: BLE001  as above, while the iterator is read
+            except Exception as error:
                 raise self._translated(act, error) from error
             yield item
 

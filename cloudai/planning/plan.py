@@ -66,7 +66,14 @@ class Plan(Shown, Generic[T]):
             ("cost", self._cost_text()),
         ]
         rows = [
-            ("✓" if o is offer else "", o.driver, o.place, self._price(o), o.as_of, "" if o is offer else o.why_not or "costs more")
+            (
+                "✓" if o is offer else "",
+                o.driver,
+                o.place,
+                self._price(o),
+                o.as_of,
+                "" if o is offer else o.why_not or "costs more",
+            )
             for o in self.offers
         ]
         table = Table(("", "driver", "place", "per hour", "as of", "why not"), rows)

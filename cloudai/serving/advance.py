@@ -120,7 +120,14 @@ class _Advance:
     def _note(self, found: DeploymentStatus, rollout: Rollout, crashes: Mapping[str, int]) -> None:
         """Write down what is there beside what should be."""
         rows = [
-            {"id": r.id, "ready": r.ready, "replicas": r.replicas, "traffic": r.traffic, "reason": r.reason, "pids": list(r.pids)}
+            {
+                "id": r.id,
+                "ready": r.ready,
+                "replicas": r.replicas,
+                "traffic": r.traffic,
+                "reason": r.reason,
+                "pids": list(r.pids),
+            }
             for r in found.revisions
             if r.id in rollout.kept or r.replicas
         ]

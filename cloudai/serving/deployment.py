@@ -126,7 +126,9 @@ class Deployment(Handle):
     def _failure(self) -> RunFailedError:
         status = self._record.status
         reason = status.get("reason") or "it was deleted"
-        return RunFailedError(f"the deployment {self.name!r} is {self.phase}: {reason}", fix=status.get("fix") or "deploy again")
+        return RunFailedError(
+            f"the deployment {self.name!r} is {self.phase}: {reason}", fix=status.get("fix") or "deploy again"
+        )
 
     def predict(self, data: Any, *, timeout: float = 30.0) -> Any:
         """Ask the service for predictions.
@@ -180,10 +182,8 @@ class Deployment(Handle):
             return self._roll(rollout.start_canary(rollout.canary, percent))
         model = model if isinstance(model, Model) else model.model
         if model.signature != self.model.signature:
-            raise SpecError(
-                f"{model.name} {model.version} takes and gives {model.signature}, callers of {self.name!r} use {self.model.signature}",
-                fix="deploy it under another name",
-            )
+            what = f"{model.name} {model.version} takes and gives {model.signature}"
+            raise SpecError(f"{what}, callers of {self.name!r} use {self.model.signature}", fix="deploy it under another name")
         revisions: dict[str, Any] = dict(self._record.desired["revisions"])
         revision = revision_id(model, revisions)
         revisions[revision] = model_entry(model)
@@ -277,4 +277,3 @@ def revision_id(model: Model, known: Mapping[str, Mapping[str, str]]) -> str:
     name = f"v{model.version}"
     taken = name in known and known[name].get("digest") not in (None, model.digest)
     return f"{name}-{model.digest[:6]}" if taken else name
-

@@ -19,8 +19,8 @@ import uvicorn
 from pydantic import Field
 
 from cloudai.errors import CloudAIError, DriverError, SpecError
+from cloudai.files import replace_file
 from cloudai.serving.asgi import Application, json_bytes
-from cloudai.serving.files import replace_file
 from cloudai.specs.units import Seconds
 from cloudai.specs.validation import Spec
 from cloudai.state.lease import expired

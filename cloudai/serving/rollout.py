@@ -87,7 +87,9 @@ class Rollout:
         if self.canary:
             return replace(self, canary="", percent=0)
         if not self.previous:
-            raise SpecError("there is nothing to roll back to", fix="the first revision can only be replaced: deployment.canary(model)")
+            raise SpecError(
+                "there is nothing to roll back to", fix="the first revision can only be replaced: deployment.canary(model)"
+            )
         return Rollout(stable=self.previous)
 
     def to_json(self) -> dict[str, Any]:

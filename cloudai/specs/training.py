@@ -17,7 +17,9 @@ __all__ = ["CheckpointPolicy", "FailurePolicy", "Loop", "Name", "TrainSpec", "Wo
 
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", value):
-        raise SpecError(f"{value!r} is not a name", fix="use up to 63 lower-case letters, digits and dashes, such as 'digits-2'")
+        raise SpecError(
+            f"{value!r} is not a name", fix="use up to 63 lower-case letters, digits and dashes, such as 'digits-2'"
+        )
     return value
 
 
@@ -86,7 +88,7 @@ class TrainSpec(Spec):
     work: Work
     on: str = "local"
     model_name: Name
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
     """Passed to the user's function as ``context.config``; recorded as parameters."""
     loop: Loop = Loop()
     seed: int = Field(default=0, ge=0, lt=2**32)

@@ -12,7 +12,9 @@ from cloudai.errors import SpecError
 __all__ = ["Bytes", "Seconds", "parse_bytes", "parse_duration"]
 
 _DURATION = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_BYTES = {"": 1, "B": 1} | {f"{p}B": 1000**i for i, p in enumerate("kMGT", 1)} | {f"{p}iB": 1024**i for i, p in enumerate("KMGT", 1)}
+_BYTES = (
+    {"": 1, "B": 1} | {f"{p}B": 1000**i for i, p in enumerate("kMGT", 1)} | {f"{p}iB": 1024**i for i, p in enumerate("KMGT", 1)}
+)
 
 
 def parse_duration(value: float | str) -> float:

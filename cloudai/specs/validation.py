@@ -55,4 +55,6 @@ def _explain(cls: type[Spec], error: ValidationError) -> SpecError:
     if isinstance(cause, SpecError):
         return SpecError(f"{place}: {cause.what}", fix=cause.fix)
     reason = first["msg"].removeprefix("Value error, ")
-    return SpecError(f"{place}={first['input']!r}: {reason[0].lower()}{reason[1:]}", fix=f"see help({cls.__module__}.{cls.__name__})")
+    return SpecError(
+        f"{place}={first['input']!r}: {reason[0].lower()}{reason[1:]}", fix=f"see help({cls.__module__}.{cls.__name__})"
+    )

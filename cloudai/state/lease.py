@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from cloudai import settings
+from cloudai.files import replace_file
 
 __all__ = ["expired", "lease_file", "remaining", "renew"]
 
@@ -23,18 +24,16 @@ def lease_file(kind: str, name: str) -> Path:
 def renew(path: Path, seconds: float | None) -> None:
     """Let it go on for `seconds` from now; None for ever."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps({"until": None if seconds is None else time.time() + seconds}))
-    fresh.replace(path)
+    replace_file(path, json.dumps({"until": None if seconds is None else time.time() + seconds}).encode())
 
 
 def remaining(path: Path) -> float | None:
-    """Return the seconds left, negative when it has passed; None for ever or where there is no lease."""
+    """Return the seconds left, negative when it has passed; None for ever, or where there is no lease that can be read."""
     try:
         until = json.loads(path.read_text())["until"]
-    except (OSError, ValueError, KeyError):
+        return None if until is None else float(until) - time.time()
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return None if until is None else float(until) - time.time()
 
 
 def expired(path: Path) -> bool:

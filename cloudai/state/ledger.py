@@ -118,7 +118,9 @@ class Ledger:
             raise
         db.execute("COMMIT")
 
-    def create(self, kind: str, name: str, spec: Mapping[str, Any], desired: Mapping[str, Any], phase: str = "queued") -> Record:
+    def create(
+        self, kind: str, name: str, spec: Mapping[str, Any], desired: Mapping[str, Any], phase: str = "queued"
+    ) -> Record:
         """Record a new object.
 
         Raises
@@ -176,7 +178,9 @@ class Ledger:
             return found[0]
         if found:
             raise NotFoundError(f"{ref!r} may be any of several", fix="say which: " + ", ".join(r.ref for r in found))
-        raise NotFoundError(f"there is no run, deployment or monitor {ref!r}", fix=nearest(ref, [r.ref for r in self.records()]))
+        raise NotFoundError(
+            f"there is no run, deployment or monitor {ref!r}", fix=nearest(ref, [r.ref for r in self.records()])
+        )
 
     def records(self, kind: str | None = None, *, alive: bool = False) -> list[Record]:
         """Return the records, the newest first; with `alive` only those that have not ended."""
@@ -190,7 +194,9 @@ class Ledger:
             row = db.execute("SELECT desired FROM objects WHERE kind=? AND name=?", (kind, name)).fetchone()
             if row is not None:
                 desired = json.dumps({**json.loads(row[0]), **change})
-                db.execute("UPDATE objects SET desired=?, updated=? WHERE kind=? AND name=?", (desired, time.time(), kind, name))
+                db.execute(
+                    "UPDATE objects SET desired=?, updated=? WHERE kind=? AND name=?", (desired, time.time(), kind, name)
+                )
         return self.get(kind, name)
 
     def observe(self, kind: str, name: str, phase: str, change: Mapping[str, Any], *, event: str = "") -> None:
@@ -244,7 +250,9 @@ def open_ledger() -> Ledger:
         try:
             _open[path] = Ledger(path)
         except (OSError, sqlite3.Error) as error:
-            raise CloudAIError(f"the ledger {path} cannot be opened: {error}", fix="set CLOUDAI_HOME to a writable folder") from None
+            raise CloudAIError(
+                f"the ledger {path} cannot be opened: {error}", fix="set CLOUDAI_HOME to a writable folder"
+            ) from None
     return _open[path]
 
 

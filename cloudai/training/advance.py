@@ -97,7 +97,7 @@ class _Advance:
     def _alive(self, status: JobStatus) -> None:
         """Note that the attempt runs, once it reports."""
         before = dict(self.attempts[-1])
-        self.attempts[-1]["started"] = status.started_at
+        self.attempts[-1].update(started=status.started_at, pid=status.pid)
         worker = JournalReader(self.files.folder).status()
         reports = worker.get("attempt") == self.attempts[-1]["number"]
         phase = "running" if reports else self.record.phase

@@ -12,12 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cloudai.artifacts.bundle import MAIN_PREFIX, Bundle
-from cloudai.errors import CaptureError
-from cloudai.training.collector import Collector, Problem
+from cloudai.training.collector import Collector
 
 __all__ = ["capture", "locator"]
-
-_MOST_SHOWN = 5
 
 
 def capture(objects: Sequence[Callable[..., Any] | type]) -> Bundle:
@@ -50,8 +47,9 @@ def capture(objects: Sequence[Callable[..., Any] | type]) -> Bundle:
     collector = Collector()
     expressions = [(_key(value), collector.entry(value, _key(value))) for value in objects]
     collector.finish()
-    if collector.problems:
-        raise _error(collector.problems)
+    error = collector.problems.error()
+    if error is not None:
+        raise error
     files, main = dict(collector.modules.files), collector.source()
     name = MAIN_PREFIX + _fingerprint({**files, "": main.encode()})
     if main:
@@ -91,11 +89,3 @@ def _unused(key: str, taken: dict[str, str]) -> str:
 def _fingerprint(files: dict[str, bytes]) -> str:
     parts = [part for path, content in sorted(files.items()) for part in (path.encode(), content)]
     return hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).hexdigest()[:8]
-
-
-def _error(problems: Sequence[Problem]) -> CaptureError:
-    first, *others = problems
-    lines = [first.what, *(f"also: {problem.what} ({problem.fix})" for problem in others[: _MOST_SHOWN - 1])]
-    if len(problems) > _MOST_SHOWN:
-        lines.append(f"… and {len(problems) - _MOST_SHOWN} more")
-    return CaptureError("\n".join(lines), fix=first.fix)

@@ -8,47 +8,22 @@ import re
 import sys
 from collections import deque, namedtuple
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from cloudai.artifacts.bundle import INNER_PREFIX
-from cloudai.training.constants import Uncarriable, describe, is_named_tuple, render
-from cloudai.training.definitions import Definition, Found, changes_since, find, place_of, stale_defaults
-from cloudai.training.imports import Address, LocalModules, address_of, imports_in, is_installed_file, whereabouts
+from cloudai.training.constants import Uncarriable, render
+from cloudai.training.definitions import Definition, Found, changes_since, find, is_named_tuple, stale_defaults
+from cloudai.training.imports import Address, LocalModules, address_of, imports_in, whereabouts
 from cloudai.training.names import Names, names_in
 from cloudai.training.pieces import Piece, in_order, write
+from cloudai.training.problems import ODD_NAMES, Problems, Use, use_in, why_no_source
 
-__all__ = ["Collector", "Problem"]
+__all__ = ["Collector"]
 
 _OWN_NAMES = frozenset({"__name__", "__doc__", "__package__", "__loader__", "__spec__", "__builtins__", "__debug__"})
 """Names that every module has for itself."""
 _FILLED_BY: dict[type, str] = {dict: "update", list: "extend"}
-_ODD_NAMES = {
-    "get_ipython": ("magics and ! commands work only in a notebook", "write plain Python"),
-    "__file__": ("it names another file there", "pass the path as config="),
-}
-
-
-@dataclass(frozen=True)
-class Use:
-    """Who refers to a name, and where."""
-
-    user: str
-    file: str = ""
-    line: int = 0
-
-    def __str__(self) -> str:
-        return f"‘{self.user}’ uses it ({place_of(self.file, self.line)})" if self.file else "it was passed itself"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that cannot be carried: what, what to do about it, and who refers to it."""
-
-    what: str
-    fix: str
-    use: Use
 
 
 class Collector:
@@ -56,20 +31,19 @@ class Collector:
 
     Attributes
     ----------
-    problems : list of Problem
-        What cannot be carried; after `finish` in the order of the source.
+    problems : Problems
+        What cannot be carried; complete after `finish`.
     modules : LocalModules
         The local modules that travel along.
     """
 
     def __init__(self) -> None:
-        self.problems: list[Problem] = []
+        self.problems = Problems()
         self.modules = LocalModules()
         self._pieces: dict[str, Piece] = {}
         self._namespace: dict[str, Any] | None = None
         self._asked: dict[str, Use | None] = {}  # the global names seen so far, and who cannot do without
         self._failed: dict[str, Uncarriable] = {}
-        self._refused: set[str] = set()
         self._private: dict[int, tuple[str, Any]] = {}
         self._needed: deque[Callable[[], None]] = deque()
         self._wanted: deque[Callable[[], None]] = deque()
@@ -85,7 +59,7 @@ class Collector:
         try:
             return self._entry_name(value, label)
         except Uncarriable as error:
-            self._report(error, Use(label))
+            self.problems.cannot_carry(error, Use(label))
             return ""
 
     def _entry_name(self, value: Any, label: str) -> str:
@@ -101,51 +75,27 @@ class Collector:
         """Follow all references to their ends; names that are only good to have come last."""
         while self._needed or self._wanted:
             (self._needed or self._wanted).popleft()()
-        self._check_order()
         for name, importer in self.modules.compiled.items():
-            what = f"the local module ‘{name}’ has no source and cannot travel; ‘{importer}’ imports it"
-            self._add_problem(what, "install it as a package where the work runs", Use(importer))
-        users = list(dict.fromkeys(problem.use.user for problem in self.problems))
-        self.problems.sort(key=lambda problem: (users.index(problem.use.user), problem.use.line))
+            self.problems.no_source(name, importer)
+        try:
+            in_order(self._pieces)
+        except graphlib.CycleError as error:
+            self.problems.circle([re.sub(rf"^{INNER_PREFIX}[0-9]+_", "", name) for name in error.args[1]])
 
     def source(self) -> str:
         """Write the module that holds it all; an empty text if nothing is in it."""
         return write(self._pieces, self._submodules, lazy_annotations=self._lazy_annotations)
 
-    def _check_order(self) -> None:
-        try:
-            in_order(self._pieces)
-        except graphlib.CycleError as error:
-            names = " and ".join(f"‘{re.sub(rf'^{INNER_PREFIX}[0-9]+_', '', name)}’" for name in sorted(set(error.args[1])))
-            fix = "define them at the top level, and run the cells in order in a fresh kernel"
-            self._add_problem(f"{names} need each other before they are defined", fix, Use(names))
-
-    def _report(self, error: Uncarriable, use: Use) -> None:
-        reason = f" ({error.reason})" if error.reason else ""
-        what = f"{describe(error.label, error.value)} cannot be carried to the worker{reason}; {use}"
-        self._add_problem(what, error.fix, use)
-
-    def _add_problem(self, what: str, fix: str, use: Use) -> None:
-        self.problems.append(Problem(what, fix, use))
-
     def _read(self, name: str, piece: Piece, use: Use, *, early: bool, soft: bool = False) -> None:
         """Note that a piece reads a global name, and see that the name gets bound."""
         if name in _OWN_NAMES or name == piece.name:
             return
-        if name in _ODD_NAMES or name not in self._names:
-            if not soft and not _is_builtin(name) and name not in self._refused:
-                self._refused.add(name)
-                self._refuse_name(name, use)
+        if name in ODD_NAMES or name not in self._names:
+            if not soft and not _is_builtin(name):
+                self.problems.no_such_name(name, use)
         else:
             (piece.needs if early else piece.uses).add(name)
             self._ask(name, use, soft=soft)
-
-    def _refuse_name(self, name: str, use: Use) -> None:
-        if name in _ODD_NAMES:
-            reason, fix = _ODD_NAMES[name]
-            self._add_problem(f"‘{name}’ cannot be carried to the worker ({reason}); {use}", fix, use)
-        else:
-            self._add_problem(f"‘{name}’ is not defined; {use}", "define or import it in a cell that runs before", use)
 
     def _ask(self, name: str, use: Use, *, soft: bool) -> None:
         if name not in self._asked:
@@ -154,7 +104,7 @@ class Collector:
         elif not soft and self._asked[name] is None:
             self._asked[name] = use
             if name in self._failed:
-                self._report(self._failed[name], use)
+                self.problems.cannot_carry(self._failed[name], use)
 
     def _bind(self, name: str, use: Use) -> None:
         """Write the piece that binds a global name."""
@@ -165,7 +115,7 @@ class Collector:
         except Uncarriable as error:
             self._failed[name] = error
             if self._asked[name] is not None:
-                self._report(error, use)
+                self.problems.cannot_carry(error, use)
 
     def _fill(self, piece: Piece, value: Any, use: Use) -> None:
         if isinstance(value, ModuleType):
@@ -257,7 +207,7 @@ class Collector:
         if found is None and is_named_tuple(value):
             return self._refer_to_value(value, label, piece, use)
         if found is None:
-            raise Uncarriable(label, value, *_why_no_source(value))
+            raise Uncarriable(label, value, *why_no_source(value))
         if self._namespace is None:
             self._namespace = self._space_of(value, found)
         if self._is_public(value, found):
@@ -313,9 +263,12 @@ class Collector:
         free = {key: held for key, held in found.free.items() if held is not value}
         if found.namespace is not None and found.namespace is not self._namespace:
             used = names.early | names.late | names.perhaps
-            free |= {key: found.namespace[key] for key in used & found.namespace.keys() - _OWN_NAMES - _ODD_NAMES.keys()}
+            free |= {key: found.namespace[key] for key in used & found.namespace.keys() - _OWN_NAMES - ODD_NAMES.keys()}
             names = self._names_in(definition, {*found.free, *free})
-        arguments = [f"{key}={self._argument(key, free[key], piece, _use(definition, names, key))}" for key in sorted(free)]
+        arguments = [
+            f"{key}={self._argument(key, free[key], piece, use_in(definition, names.lines.get(key, 1)))}"
+            for key in sorted(free)
+        ]
         calls_own_name = own in names.early | names.late and not isinstance(value, type)
         if calls_own_name and not free:
             piece.text = f"{definition.renamed(name)}\n\n\n{name}.__name__ = {own!r}"
@@ -330,7 +283,7 @@ class Collector:
             address = address_of(value, key)
             if address is not None:
                 return self._at(address, piece, use)
-            self._report(error, use)
+            self.problems.cannot_carry(error, use)
             return "None"
 
     def _names_in(self, definition: Definition, free: Collection[str] = ()) -> Names:
@@ -339,23 +292,16 @@ class Collector:
     def _scan(self, piece: Piece, value: Any, definition: Definition, names: Names) -> None:
         """Follow everything that a definition refers to."""
         self._lazy_annotations |= definition.lazy_annotations
-        self._check_unchanged(value, definition, names)
+        self.problems.bound_when_called |= names.assigned
+        self.problems.changed(definition, changes_since(value, definition))
+        self.problems.stale(definition, names, stale_defaults(value, definition))
         for name in sorted(names.early | names.late, key=lambda name: (names.lines.get(name, 1), name)):
-            self._read(name, piece, _use(definition, names, name), early=name in names.early)
+            self._read(name, piece, use_in(definition, names.lines.get(name, 1)), early=name in names.early)
         for name in sorted(names.perhaps):
-            self._read(name, piece, _use(definition, names, name), early=False, soft=True)
+            self._read(name, piece, use_in(definition, names.lines.get(name, 1)), early=False, soft=True)
         for chain in sorted(names.dotted):
             self._submodules.update(list(self._modules_along(chain))[-1:])
         self._follow_imports(definition)
-
-    def _check_unchanged(self, value: Any, definition: Definition, names: Names) -> None:
-        own = definition.node.name
-        for name in changes_since(value, definition):
-            what = f"‘{own}.{name}’ was set after ‘{own}’ was defined, and would be lost"
-            self._add_problem(what, "write it into the definition, and run that cell again", _use(definition, names, own))
-        for name in stale_defaults(value, definition):
-            what = f"‘{name}’ has another value than when it became a default of ‘{own}’"
-            self._add_problem(what, f"run the cell that defines ‘{own}’ again", _use(definition, names, name))
 
     def _modules_along(self, chain: str) -> Iterator[str]:
         """Yield the submodules that an attribute chain passes: ``import xml`` alone does not load ``xml.etree``."""
@@ -373,14 +319,9 @@ class Collector:
         """See that the modules that the code imports when it is called will be there."""
         for found in imports_in(definition.node):
             self.modules.add(found.name, definition.node.name)
-            if found.guarded or found.maybe:
-                continue
-            use = Use(definition.node.name, definition.file, definition.line + found.line - 1)
-            if found.name.startswith("."):
-                fix = "write the import with the full name of the package"
-                self._add_problem(f"the relative import of {found.name!r} has no package on the worker; {use}", fix, use)
-            elif whereabouts(found.name) == "missing":
-                self._add_problem(f"there is no module {found.name!r}; {use}", "install it, or mend the name", use)
+            missing = found.name.startswith(".") or whereabouts(found.name) == "missing"
+            if missing and not found.guarded and not found.maybe:
+                self.problems.no_such_module(found.name, use_in(definition, found.line))
 
 
 def _alias(module: str) -> str:
@@ -393,24 +334,9 @@ def _is_builtin(name: str) -> bool:
     return hasattr(builtins, name) and not module.startswith("IPython")
 
 
-def _use(definition: Definition, names: Names, name: str) -> Use:
-    return Use(definition.node.name, definition.file, definition.line + names.lines.get(name, 1) - 1)
-
-
 def _in_factory(name: str, definition: Definition, arguments: list[str]) -> str:
     """Write a function that gives the definition its variables, and the call of it."""
     factory = f"{INNER_PREFIX}make_{name.removeprefix(INNER_PREFIX)}"
     parameters = ", ".join(argument.partition("=")[0] for argument in arguments)
     head = f"def {factory}({parameters}):\n{definition.indented()}\n    return {definition.node.name}"
     return f"{head}\n\n\n{name} = {factory}({', '.join(arguments)})"
-
-
-def _why_no_source(value: Any) -> tuple[str, str]:
-    """Return the reason and the fix for a callable whose source cannot be had."""
-    if getattr(value, "__name__", "") == "<lambda>":
-        return "a lambda has no source of its own", "write a def"
-    if not isinstance(value, type | FunctionType) and not hasattr(value, "__wrapped__"):
-        return "an object", "build it inside the function, or write a def that does what it does"
-    if isinstance(value, FunctionType) and is_installed_file(value.__code__.co_filename):
-        return "it was made by an installed package", "write it as a decorator over a def, or make it inside the function"
-    return "its source is not available", "define it with def or class in a cell of its own, without %%time, or in a file"

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from types import EllipsisType, FunctionType, GenericAlias, ModuleType, UnionType
 from typing import Any
 
-__all__ = ["MOST_BYTES", "Uncarriable", "advice_for", "describe", "is_named_tuple", "render", "size_of"]
+__all__ = ["MOST_BYTES", "Uncarriable", "advice_for", "describe", "render", "size_of"]
 
 MOST_BYTES = 64 * 1024
 """The longest source that one constant may become."""
@@ -200,12 +200,6 @@ def _numeric_recipe(value: Any) -> tuple[Any, Iterable[Any], dict[str, Any]] | N
     if torch is not None and kind is torch.Size:
         return kind, (tuple(value),), {}
     return None
-
-
-def is_named_tuple(value: Any) -> bool:
-    """Whether a class was made by a call of `collections.namedtuple`, and so has no source."""
-    named = isinstance(value, type) and value.__bases__ == (tuple,) and hasattr(value, "_field_defaults")
-    return named and "__annotations__" not in vars(value)
 
 
 def size_of(value: Any) -> int:

@@ -22,7 +22,7 @@ _OVERHEAD = 0.01
 _SOONEST = 0.5  # seconds between two checkpoints, however cheap they are
 
 
-class Stopped(BaseException):  # noqa: N818  not an error: the worker was asked to end, and does so at a step's boundary
+class Stopped(BaseException):
     """Ends a worker that was told to stop; a user's ``except Exception`` does not catch it."""
 
 
@@ -154,7 +154,9 @@ class Context:
         """What this rank alone had saved beside its random states; None for a fresh start."""
         return self._found.own["rest"] if self._found is not None and self._found.own is not None else None
 
-    def report(self, metrics: Mapping[str, float], *, step: int | None = None, checkpoint: Mapping[str, Any] | None = None) -> None:
+    def report(
+        self, metrics: Mapping[str, float], *, step: int | None = None, checkpoint: Mapping[str, Any] | None = None
+    ) -> None:
         """Report metrics, and write a checkpoint if one is given.
 
         Parameters

@@ -60,7 +60,12 @@ def parse_data(data: Any, *, integers: bool = False) -> TrainingData:
         parts = dict(data)
     elif isinstance(data, tuple | list) and len(data) == 2:
         parts = {"inputs": data[0], "targets": data[1]}
-    elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not hasattr(data, "dtype") and not hasattr(data, "columns"):
+    elif (
+        hasattr(data, "__getitem__")
+        and hasattr(data, "__len__")
+        and not hasattr(data, "dtype")
+        and not hasattr(data, "columns")
+    ):
         parts = _from_dataset(data)
     else:
         raise DataError(f"data cannot be a {type(data).__name__}", fix=_FORMS)
@@ -98,7 +103,9 @@ def _array(name: str, part: Any) -> np.ndarray:
         raise DataError(f"the {name} are not an array: {error}", fix="give rows of equal shape") from None
     if array.dtype.kind not in "biuf":
         sample = array.ravel()[0] if array.size else ""
-        raise DataError(f"the {name} have dtype {array.dtype} (such as {sample!r})", fix="give numbers: encode texts and dates first")
+        raise DataError(
+            f"the {name} have dtype {array.dtype} (such as {sample!r})", fix="give numbers: encode texts and dates first"
+        )
     return array
 
 

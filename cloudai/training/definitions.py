@@ -21,7 +21,7 @@ from typing import Any
 from cloudai.training.imports import is_installed_file, whereabouts
 from cloudai.training.names import Definable
 
-__all__ = ["Definition", "Found", "changes_since", "find", "place_of", "stale_defaults"]
+__all__ = ["Definition", "Found", "changes_since", "find", "is_named_tuple", "place_of", "stale_defaults"]
 
 _MISSING = object()
 _PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes, tuple, list, dict, set)
@@ -90,7 +90,7 @@ class Found:
 def find(value: Any) -> Found | None:
     """Find the source of a function or class of the user's; None if there is none."""
     if isinstance(value, type):
-        return _find_class(value)
+        return None if is_named_tuple(value) else _find_class(value)
     inner = _beneath_decorators(value)
     function = inner if inner is not None else value
     if not isinstance(function, FunctionType) or is_installed_file(function.__code__.co_filename):
@@ -102,6 +102,12 @@ def find(value: Any) -> Found | None:
     if inner is None and not public and not hasattr(function, "__wrapped__"):
         definition = definition.undecorated()
     return Found(definition, _closure(function), function.__globals__)
+
+
+def is_named_tuple(value: Any) -> bool:
+    """Whether a class was made by a call of `collections.namedtuple`, and so has no source."""
+    named = isinstance(value, type) and value.__bases__ == (tuple,) and hasattr(value, "_field_defaults")
+    return named and "__annotations__" not in vars(value)
 
 
 def _find_class(cls: type) -> Found | None:
@@ -188,13 +194,19 @@ def _changes_of_class(cls: type, definition: Definition) -> list[str]:
     assert isinstance(node, ast.ClassDef)
     methods = {part.name: part for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)}
     changed = [name for name, value in _literals(node).items() if _differs(cls, name, value)]
+    may_add = bool(node.decorator_list) or type(cls) is not type or _customises(cls)
     for name, function in _functions_in(cls):
         code, method = function.__code__, methods.get(name)
-        plain = not method.decorator_list if method else not node.decorator_list and name not in _bound(node)
+        plain = not method.decorator_list if method else not may_add and name not in _bound(node)
         inside = definition.line <= code.co_firstlineno < definition.line + definition.text.count("\n") + 1
         if plain and not (inside and code.co_filename == definition.file) and _is_users(function):
             changed.append(name)
     return sorted(changed)
+
+
+def _customises(cls: type) -> bool:
+    """Whether a base class may have added to the class when it was defined."""
+    return any("__init_subclass__" in vars(base) for base in cls.__mro__[1:-1])
 
 
 def stale_defaults(value: Any, definition: Definition) -> list[str]:
@@ -292,7 +304,17 @@ def _literals(node: ast.ClassDef) -> dict[str, Any]:
                 found[targets[0].id] = ast.literal_eval(part.value)
             except ValueError:
                 found.pop(targets[0].id, None)
-    return found
+    return {name: value for name, value in found.items() if not _is_used_in_body(node, name)}
+
+
+def _is_used_in_body(node: ast.ClassDef, name: str) -> bool:
+    """Whether a class itself goes on working with one of its variables: a table that its body fills, a cache."""
+    at_once = [part for statement in node.body if not isinstance(statement, Definable) for part in ast.walk(statement)]
+    if any(isinstance(part, ast.Name) and part.id == name and isinstance(part.ctx, ast.Load) for part in at_once):
+        return True
+    written = [part.value for part in ast.walk(node) if isinstance(part, ast.Subscript) and isinstance(part.ctx, ast.Store)]
+    called = [part.func.value for part in ast.walk(node) if isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute)]
+    return any(isinstance(part, ast.Attribute) and part.attr == name for part in [*written, *called])
 
 
 def _differs(cls: type, name: str, written: Any) -> bool:

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -30,7 +31,7 @@ _ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_AUTH_MODE": "token",  # Ray listens on every interface: nobody without the user's token gets in
     "AUTOSCALER_METRIC_PORT": "-1",  # this endpoint knows no token, so it is not opened
-    "GLOO_SOCKET_IFNAME": "lo",  # the ranks are on this machine and need no other way
+    "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",  # the ranks are on this machine and need no other way
 }
 
 
@@ -78,7 +79,9 @@ def execute_on_ray(spec: TrainSpec, attempt: int, stop_reason: Callable[[], str]
 def _preflight(workers: int, cpus: float) -> None:
     cores = os.cpu_count() or 1
     if workers * cpus > cores:
-        raise PlacementError(f"{workers} workers need {workers * cpus:g} cores, this machine has {cores}", fix="ask for fewer workers")
+        raise PlacementError(
+            f"{workers} workers need {workers * cpus:g} cores, this machine has {cores}", fix="ask for fewer workers"
+        )
 
 
 def _end_when(stop_reason: Callable[[], str]) -> None:

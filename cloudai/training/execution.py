@@ -137,13 +137,16 @@ class _Worker:
         example = inputs[:_EXAMPLE_ROWS] if inputs is not None else getattr(module, "example_input", None)
         if example is None:
             raise SpecError(
-                "the model's inputs are not known", fix="pass data=, or set module.example_input to a few rows before returning it"
+                "the model's inputs are not known",
+                fix="pass data=, or set module.example_input to a few rows before returning it",
             )
         files, signature = torch_models.pack(module, np.asarray(example))
         if self.spec.work.code:
             files["code.zip"] = self._stored(self.spec.work.code)
         if inputs is not None:
-            held = loop.split(len(inputs), self.spec.loop.validation if self.spec.work.kind == "module" else 0.0, self.spec.seed)
+            held = loop.split(
+                len(inputs), self.spec.loop.validation if self.spec.work.kind == "module" else 0.0, self.spec.seed
+            )
             columns = named_columns({"input": inputs[held.train.numpy()]}, signature, self.spec.work.features)
             files["profile.bin"] = Profile.of(columns).to_bytes()
         facts = {
@@ -200,9 +203,7 @@ def total_steps(spec: TrainSpec) -> int | None:
 
 def _lost_peer(error: Exception) -> bool:
     """Whether an error comes out of a collective operation: not this rank is at fault, but one that is gone."""
-    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    raised_in = any("torch/distributed/" in file or "torch/nn/parallel/" in file for file in files)
-    return isinstance(error, RuntimeError) and raised_in and "gloo" in str(error).lower() or isinstance(error, torch.distributed.DistError)
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _user_frames(error: Exception, folder: Path) -> str:

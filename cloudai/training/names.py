@@ -33,6 +33,8 @@ class Names:
     perhaps : frozenset of str
         Good to have, not needed: annotations that nobody evaluates, names that a class body may read before it binds
         them, globals that are only assigned.
+    assigned : frozenset of str
+        Bound as globals by code inside of it.
     dotted : frozenset of str
         The longest attribute chains that start at a name, such as ``"xml.etree.ElementTree.parse"``.
     lines : Mapping[str, int]
@@ -42,6 +44,7 @@ class Names:
     early: frozenset[str]
     late: frozenset[str]
     perhaps: frozenset[str]
+    assigned: frozenset[str]
     dotted: frozenset[str]
     lines: Mapping[str, int]
 
@@ -73,6 +76,7 @@ def names_in(node: Definable, *, free: Collection[str] = (), lazy_annotations: b
         early=frozenset(early),
         late=frozenset(late - early),
         perhaps=frozenset(perhaps - early - late - set(free) - {node.name}),
+        assigned=frozenset(assigned - {node.name}),
         dotted=_longest(set(_dotted(node))),
         lines=_lines(node),
     )
@@ -126,7 +130,7 @@ class _Bare(ast.NodeTransformer):
 
 
 def _globals(top: symtable.SymbolTable) -> tuple[set[str], set[str], set[str]]:
-    """Return the global names that are read early, read late, and only assigned."""
+    """Return the global names that are read early, read late, and assigned."""
     early: set[str] = set()
     late: set[str] = set()
     assigned: set[str] = set()
@@ -136,7 +140,7 @@ def _globals(top: symtable.SymbolTable) -> tuple[set[str], set[str], set[str]]:
         for symbol in table.get_symbols():
             if symbol.is_global() and symbol.is_referenced():
                 (early if now else late).add(symbol.get_name())
-            elif symbol.is_global() and symbol.is_assigned():
+            if symbol.is_global() and symbol.is_assigned():
                 assigned.add(symbol.get_name())
         waiting += [(child, now and _runs_at_once(child)) for child in table.get_children()]
     return early, late, assigned

@@ -118,7 +118,9 @@ class Run(Handle):
     def why_not_exact(self) -> str:
         """Why the result may depend on interruptions; empty where it does not."""
         return str(self._record.status.get("why_not_exact", "")) or (
-            "" if self.spec.work.kind == "module" else "the training loop is your own function: cloudai cannot know all of its state"
+            ""
+            if self.spec.work.kind == "module"
+            else "the training loop is your own function: cloudai cannot know all of its state"
         )
 
     @property
@@ -165,13 +167,17 @@ class Run(Handle):
         try:
             while not self.ended:
                 if deadline is not None and time.monotonic() > deadline:
-                    raise NotReadyError(f"the run {self.name!r} is still {self.phase}", fix="wait longer, or look at run.logs()")
+                    raise NotReadyError(
+                        f"the run {self.name!r} is still {self.phase}", fix="wait longer, or look at run.logs()"
+                    )
                 time.sleep(_POLL)
                 self.refresh()
                 line.show(self)
         except KeyboardInterrupt:
             line.close()
-            sys.stderr.write(f"Stopped waiting; {self.name} goes on. Come back: cloudai.attach({self.ref!r}); end it: .cancel()\n")
+            sys.stderr.write(
+                f"Stopped waiting; {self.name} goes on. Come back: cloudai.attach({self.ref!r}); end it: .cancel()\n"
+            )
             return self
         line.close()
         if self.phase != "succeeded":
@@ -209,7 +215,10 @@ class Run(Handle):
             ("step", _of(status.step, status.total_steps)),
             ("metrics", ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items()) or "none yet"),
             ("last checkpoint", "none yet" if status.checkpoint is None else f"step {status.checkpoint}"),
-            ("restarts", f"{restarts}" + (f", the last from step {status.resumed_from}" if restarts and status.resumed_from else "")),
+            (
+                "restarts",
+                f"{restarts}" + (f", the last from step {status.resumed_from}" if restarts and status.resumed_from else ""),
+            ),
             ("spent", str(self.cost)),
             ("exact", "yes, bit for bit" if self.exact else f"not promised: {self.why_not_exact}"),
         ]
@@ -229,7 +238,9 @@ class Run(Handle):
 def run_spending(record: Record) -> Spending:
     """Return what a run's record says that it has cost."""
     attempts: Sequence[Mapping[str, float | None]] = record.status.get("attempts", [])
-    spans = [(attempt.get("started"), attempt.get("ended") or (record.updated if record.ended else None)) for attempt in attempts]
+    spans = [
+        (attempt.get("started"), attempt.get("ended") or (record.updated if record.ended else None)) for attempt in attempts
+    ]
     return spending(spans, record.status.get("price"))
 
 

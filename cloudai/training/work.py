@@ -47,7 +47,13 @@ class Prepared:
 
 
 def _prepared(
-    kind: str, *, bundle: Bundle | None = None, entry: str = "", module: bytes = b"", data: TrainingData | None, parameters: int = 0
+    kind: str,
+    *,
+    bundle: Bundle | None = None,
+    entry: str = "",
+    module: bytes = b"",
+    data: TrainingData | None,
+    parameters: int = 0,
 ) -> Prepared:
     files: dict[str, bytes] = {}
 
@@ -146,7 +152,8 @@ def _dry_run(module: Any, data: TrainingData, loop: Loop) -> None:
         shape, dtype = list(data.arrays["inputs"].shape[1:]), data.arrays["inputs"].dtype
         first = str(error).strip().split("\n")[0]
         raise DataError(
-            f"the module does not take rows of shape {shape} and dtype {dtype}: {first}", fix="reshape the inputs, or mend the module"
+            f"the module does not take rows of shape {shape} and dtype {dtype}: {first}",
+            fix="reshape the inputs, or mend the module",
         ) from error
     finally:
         for part, mode in modes.items():
@@ -159,7 +166,9 @@ def _check_classes(output: Any, targets: np.ndarray) -> None:
     if targets.dtype.kind == "f":
         raise DataError("cross_entropy needs classes, the targets are floating point", fix="give integers, or pass loss='mse'")
     if output.ndim != 2:
-        raise DataError(f"cross_entropy needs one score per class, the module gives {list(output.shape[1:])}", fix="return [n, classes]")
+        raise DataError(
+            f"cross_entropy needs one score per class, the module gives {list(output.shape[1:])}", fix="return [n, classes]"
+        )
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= output.shape[1]:
         raise DataError(

@@ -106,5 +106,5 @@ class LiveView:
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         """Give the widget, and the card for front ends and readers that cannot show it."""
         card = self.card()
-        bundle = self.box._repr_mimebundle_()  # noqa: SLF001  the protocol of IPython
+        bundle = self.box._repr_mimebundle_()
         return {**(bundle or {}), "text/plain": card.text(), "text/html": card.html()}

@@ -37,7 +37,9 @@ def test_create_lets_one_win(store):
 
 def test_create_is_exclusive_between_threads(tmp_path):
     store, won = Store(str(tmp_path)), []
-    threads = [threading.Thread(target=lambda i=i: store.create("x/claim", str(i).encode()) and won.append(i)) for i in range(16)]
+    threads = [
+        threading.Thread(target=lambda i=i: store.create("x/claim", str(i).encode()) and won.append(i)) for i in range(16)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

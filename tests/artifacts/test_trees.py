@@ -15,7 +15,11 @@ from cloudai.errors import IntegrityError, SpecError
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text() | st.binary(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text() | st.integers(0, 9), inner, max_size=4) | st.tuples(inner, inner),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text() | st.integers(0, 9), inner, max_size=4)
+        | st.tuples(inner, inner)
+    ),
     max_leaves=12,
 )
 
@@ -28,7 +32,9 @@ def test_plain_trees_come_back_equal_with_their_types(tree):
     assert repr(back) == repr(tree)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
+)
 def test_tensors_come_back_bit_for_bit(dtype):
     tensor = (torch.arange(12).reshape(3, 4) % 2).to(dtype)
     back = trees.load(trees.dump({"t": tensor, "scalar": tensor[0, 0], "view": tensor.t()}))

@@ -10,9 +10,9 @@ import threading
 
 import psutil
 import pytest
-from tests.conftest import kill, wait_until
 
 from cloudai.drivers.local.processes import Processes
+from tests.conftest import kill, wait_until
 
 
 @pytest.fixture
@@ -97,7 +97,12 @@ def test_stop_gives_time_to_end_well(processes):
 
 def test_stop_ends_what_does_not_listen_and_its_children(processes):
     child = "import time; time.sleep(60)"
-    code = f"import signal, subprocess, sys, time\nsignal.signal(15, signal.SIG_IGN)\nsubprocess.Popen([sys.executable, '-c', {child!r}])\nprint('up', flush=True)\ntime.sleep(60)"
+    code = (
+        "import signal, subprocess, sys, time\n"
+        "signal.signal(15, signal.SIG_IGN)\n"
+        f"subprocess.Popen([sys.executable, '-c', {child!r}])\n"
+        "print('up', flush=True)\ntime.sleep(60)"
+    )
     processes.start("one", ["-c", code], {})
     wait_until(lambda: list(processes.log_lines("one", follow=False)) == ["up"])
     family = psutil.Process(processes.look("one").pid).children(recursive=True)
@@ -108,8 +113,11 @@ def test_stop_ends_what_does_not_listen_and_its_children(processes):
 
 
 def test_outlives_its_starter_and_is_found_by_another(processes, tmp_path):
-    code = f"from cloudai.drivers.local.processes import Processes; from pathlib import Path; Processes(Path({str(processes.root)!r})).start('one', ['-c', 'import time; time.sleep(60)'], {{}}); import os; os._exit(0)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = (
+        "import os, pathlib, sys; from cloudai.drivers.local.processes import Processes\n"
+        "Processes(pathlib.Path(sys.argv[1])).start('one', ['-c', 'import time; time.sleep(60)'], {})\nos._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(processes.root)], check=True)
     assert processes.look("one").alive
 
 
@@ -120,7 +128,9 @@ def test_unknown_and_never_started(processes):
 
 
 def test_follow_reads_until_the_end(processes):
-    code = "import time\nfor i in range(3):\n    print(i, flush=True)\n    time.sleep(0.1)\nprint('end without newline', end='')"
+    code = (
+        "import time\nfor i in range(3):\n    print(i, flush=True)\n    time.sleep(0.1)\nprint('end without newline', end='')"
+    )
     processes.start("one", ["-c", code], {})
     assert list(processes.log_lines("one", follow=True)) == ["0", "1", "2", "end without newline"]
 

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.conftest import kill, processes_of, wait_until
-from tests.flow import work
 
 import cloudai
 from cloudai.state.leader import supervisor_pid
+from tests.conftest import kill, processes_of, wait_until
+from tests.flow import work
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +33,9 @@ def undisturbed(tmp_path_factory):
     cloudai.cleanup().apply()
     """
     env = {**os.environ, "CLOUDAI_HOME": str(folder), "CLOUDAI_TRACKING": "none"}
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=env, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=env, cwd=ROOT, capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 

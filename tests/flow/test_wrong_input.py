@@ -14,12 +14,12 @@ import time
 import numpy as np
 import pytest
 import torch
-from tests.conftest import kill, processes_of, wait_until
-from tests.flow import work
 
 import cloudai
 from cloudai import errors
 from cloudai.artifacts.store import Store
+from tests.conftest import kill, processes_of, wait_until
+from tests.flow import work
 
 ROWS = np.random.default_rng(0).normal(size=(200, 8)).astype("float32")
 CLASSES = (ROWS[:, 0] > 0).astype(int)
@@ -129,7 +129,7 @@ def test_an_error_in_the_users_function_keeps_its_frames(home):
         return rows[7]
 
     run = cloudai.train(broken, name="broken")
-    with pytest.raises(errors.RunFailedError, match="IndexError: list index out of range") as caught:
+    with pytest.raises(errors.RunFailedError, match=r"IndexError: list index out of range") as caught:
         run.wait(60)
     assert "return rows[7]" in caught.value.frames
     assert "cloudai/" not in caught.value.frames
@@ -236,7 +236,7 @@ def test_wrong_requests(with_model):
         deployment.predict(np.array([["a"] * 8]))
     with pytest.raises(errors.RequestError, match="no input 'x'"):
         deployment.predict({"x": np.zeros((2, 8))})
-    with pytest.raises(errors.RequestError, match="too large|limit|bytes"):
+    with pytest.raises(errors.RequestError, match=r"too large|limit|bytes"):
         deployment.predict(np.zeros((500, 8)))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cloudai.serving.samples import read_samples
+from cloudai.drivers.samples import read_samples
 from tests.serving.processes import ask, body_of
 
 INFER = "/v2/models/scaler/infer"

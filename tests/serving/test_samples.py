@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from cloudai.serving.samples import SampleLog, read_samples
+from cloudai.drivers.samples import read_samples
+from cloudai.serving.samples import SampleLog
 
 
 @pytest.fixture

@@ -79,7 +79,11 @@ def test_events_tell_the_story_in_order(ledger):
     ledger.observe("run", "one", "running", {})
     ledger.observe("run", "one", "running", {"step": 1})
     ledger.observe("run", "one", "recovering", {}, event="killed by SIGKILL; coming back from step 5")
-    assert [event.what for event in ledger.events("run", "one")] == ["queued", "running", "killed by SIGKILL; coming back from step 5"]
+    assert [event.what for event in ledger.events("run", "one")] == [
+        "queued",
+        "running",
+        "killed by SIGKILL; coming back from step 5",
+    ]
 
 
 def test_many_writers_lose_nothing(ledger):
@@ -108,8 +112,8 @@ def test_a_change_by_another_connection_is_noticed(ledger):
 def test_holders_are_live_processes(ledger):
     ledger.create("run", "one", {}, {})
     ledger.hold("run", "one")
-    code = f"from cloudai.state.ledger import Ledger; from pathlib import Path; Ledger(Path({str(ledger.path)!r})).hold('run', 'one')"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import sys, pathlib; from cloudai.state.ledger import Ledger; Ledger(pathlib.Path(sys.argv[1])).hold('run', 'one')"
+    subprocess.run([sys.executable, "-c", code, str(ledger.path)], check=True)
     assert ledger.holders("run", "one") == [os.getpid()]
 
 

@@ -73,7 +73,10 @@ WRONG = {
     "names": ({"x": X, "y": Y}, "'inputs' and 'targets'"),
     "a path": ("data.csv", "give"),
     "a bare array": (X, "data cannot be a ndarray"),
-    "dataset of singles": (list(range(5)) and torch.utils.data.Subset(torch.arange(5), range(5)), "not \\(input, target\\) pairs"),
+    "dataset of singles": (
+        list(range(5)) and torch.utils.data.Subset(torch.arange(5), range(5)),
+        "not \\(input, target\\) pairs",
+    ),
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import shutil
 import socket
 import threading
@@ -14,7 +13,9 @@ from typing import Any
 
 from cloudai.drivers.local.processes import Processes
 from cloudai.drivers.protocols import DeploymentStatus, Metric, Percent, Revision, RevisionId, RevisionStatus, Sample
+from cloudai.drivers.samples import read_samples
 from cloudai.errors import DriverError, SpecError
+from cloudai.files import replace_file
 
 __all__ = ["Deployments"]
 
@@ -132,8 +133,6 @@ class Deployments:
         """Read the kept rows of each revision, after asking the live ones to write theirs down."""
         for _, port in self._live_ports(name):
             _get(port, "/internal/flush", method="POST")
-        from cloudai.serving.samples import read_samples
-
         left = limit
         for key in self._revisions(name).keys():
             for block in read_samples(self._revisions(name).folder(key) / "samples", since=since, limit=left):
@@ -185,7 +184,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace the file in one step, so that a reader sees the old or the new one."""
-    fresh = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
-    fresh.write_text(json.dumps(value))
-    fresh.replace(path)
+    replace_file(path, json.dumps(value).encode())

@@ -49,7 +49,9 @@ class LocalDriver:
     """
 
     name = "local"
-    capabilities = Capabilities(train=True, serve=True, telemetry=True, max_workers=os.cpu_count() or 1, routing="weights", here=True)
+    capabilities = Capabilities(
+        train=True, serve=True, telemetry=True, max_workers=os.cpu_count() or 1, routing="weights", here=True
+    )
 
     def __init__(self, root: Path | None = None) -> None:
         root = root or settings.current().home / "local"
@@ -68,7 +70,9 @@ class LocalDriver:
         source = f"local_price_per_hour, from {now.sources['local_price_per_hour']}" if price else "own machine, not counted"
         why_not = _why_not(needs)
         place = f"this machine ({os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB)"
-        yield Offer("local", place, price, now.currency, source, date.today().isoformat(), available=not why_not, why_not=why_not)
+        yield Offer(
+            "local", place, price, now.currency, source, date.today().isoformat(), available=not why_not, why_not=why_not
+        )
 
     def close(self) -> None:
         """Nothing is held: processes go on and are found again."""
