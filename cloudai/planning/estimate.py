@@ -29,7 +29,7 @@ class Estimate:
 def estimate_seconds(spec: TrainSpec, history: Sequence[Record]) -> Estimate:
     """Estimate the duration of a run.
 
-    The best basis is used that there is: finished runs of the very same work; else the operations of the built-in loop
+    The best basis is used that there is: finished runs of work of the same size; else the operations of the built-in loop
     (6 for each weight and row: 2 forward, 4 backward; Kaplan et al. 2020, arXiv:2001.08361, §2.1); else nothing.
     """
     measured = _measured(spec, history)
@@ -43,13 +43,13 @@ def estimate_seconds(spec: TrainSpec, history: Sequence[Record]) -> Estimate:
 
 
 def _measured(spec: TrainSpec, history: Sequence[Record]) -> list[float]:
-    """Return the seconds of earlier runs of the same work, scaled by the number of epochs."""
+    """Return the seconds of earlier runs of the same size, scaled by the number of epochs."""
     seconds = []
     for record in history:
         if record.phase != "succeeded" or "seconds" not in record.status:
             continue
         earlier = TrainSpec.model_validate(record.spec)
-        same = earlier.work.fingerprint == spec.work.fingerprint and earlier.config == spec.config
+        same = earlier.work.size == spec.work.size and earlier.config == spec.config
         if same and earlier.scaling == spec.scaling and earlier.loop.batch_size == spec.loop.batch_size:
             seconds.append(record.status["seconds"] * spec.loop.epochs / earlier.loop.epochs)
     return seconds

@@ -76,9 +76,9 @@ class Work(Spec):
     """The names of the data's columns, where it has names."""
 
     @property
-    def fingerprint(self) -> str:
-        """What must be equal for two runs to do the same work."""
-        return "/".join((self.kind, self.entry, self.code, self.module, self.data))
+    def size(self) -> tuple[str, str, str, int, int]:
+        """What must be equal for two runs to take as long: the code, the number of weights and the number of rows."""
+        return self.kind, self.entry, self.code, self.parameters, self.rows
 
 
 class TrainSpec(Spec):

@@ -114,8 +114,9 @@ class Collector:
             self._pieces[name] = piece
         except Uncarriable as error:
             self._failed[name] = error
-            if self._asked[name] is not None:
-                self.problems.cannot_carry(error, use)
+            needed_by = self._asked[name]
+            if needed_by is not None:
+                self.problems.cannot_carry(error, needed_by)
 
     def _fill(self, piece: Piece, value: Any, use: Use) -> None:
         if isinstance(value, ModuleType):
@@ -208,8 +209,9 @@ class Collector:
             return self._refer_to_value(value, label, piece, use)
         if found is None:
             raise Uncarriable(label, value, *why_no_source(value))
-        if self._namespace is None:
-            self._namespace = self._space_of(value, found)
+        space = self._space_of(value, found)
+        if self._namespace is None and (found.namespace is space or space.get(found.definition.node.name) is value):
+            self._namespace = space
         if self._is_public(value, found):
             self._read(found.definition.node.name, piece, use, early=True)
             return found.definition.node.name
@@ -260,11 +262,12 @@ class Collector:
         definition, own = found.definition, found.definition.node.name
         name, piece.kind = piece.name, "definition"
         names = self._names_in(definition, found.free)
-        free = {key: held for key, held in found.free.items() if held is not value}
+        free = dict(found.free)
         if found.namespace is not None and found.namespace is not self._namespace:
             used = names.early | names.late | names.perhaps
             free |= {key: found.namespace[key] for key in used & found.namespace.keys() - _OWN_NAMES - ODD_NAMES.keys()}
-            names = self._names_in(definition, {*found.free, *free})
+            names = self._names_in(definition, free)
+        free = {key: held for key, held in free.items() if held is not value}  # its own definition binds it
         arguments = [
             f"{key}={self._argument(key, free[key], piece, use_in(definition, names.lines.get(key, 1)))}"
             for key in sorted(free)

@@ -178,7 +178,7 @@ def imports_in(tree: ast.AST, package: str = "", *, guarded: bool = False) -> It
 
     Examples
     --------
-    >>> [found.name for found in imports_in(ast.parse("import a.b\\nfrom . import c"), package="p")]
+    >>> [found.name for found in imports_in(ast.parse("import a.b\nfrom . import c"), package="p")]
     ['a.b', 'p', 'p.c']
     """
     for node in ast.iter_child_nodes(tree):

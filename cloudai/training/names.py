@@ -63,7 +63,7 @@ def names_in(node: Definable, *, free: Collection[str] = (), lazy_annotations: b
 
     Examples
     --------
-    >>> node = ast.parse("def f(x, n=SIZE):\\n    return [g(i) for i in x]").body[0]
+    >>> node = ast.parse("def f(x, n=SIZE):\n    return [g(i) for i in x]").body[0]
     >>> names = names_in(node)
     >>> sorted(names.early), sorted(names.late)
     (['SIZE'], ['g'])

@@ -8,9 +8,12 @@
 
 from __future__ import annotations
 
+from weakref import WeakValueDictionary
+
 from cloudai.display import Shown
 from cloudai.errors import MissingExtraError, SpecError
 from cloudai.serving.deployment import Deployment
+from cloudai.state.handles import Handle
 from cloudai.training.run import Run
 
 try:
@@ -23,19 +26,23 @@ except ImportError:
 __all__ = ["LiveView", "RolloutView", "RunView", "disable", "enable", "show"]
 
 
+_views: WeakValueDictionary[Handle, LiveView] = WeakValueDictionary()
+
+
 def show(thing: Run | Deployment) -> LiveView:
-    """Return the live widget of a run or a deployment.
+    """Return the live widget of a run or a deployment; shown in several cells, it is the same one.
 
     Raises
     ------
     SpecError
         If there is no widget for such an object.
     """
-    if isinstance(thing, Run):
-        return RunView(thing)
-    if isinstance(thing, Deployment):
-        return RolloutView(thing)
-    raise SpecError(f"there is no widget for a {type(thing).__name__}", fix="show a run or a deployment; others print")
+    if not isinstance(thing, Run | Deployment):
+        raise SpecError(f"there is no widget for a {type(thing).__name__}", fix="show a run or a deployment; others print")
+    view = _views.get(thing)
+    if view is None or view.closed:
+        view = _views[thing] = RunView(thing) if isinstance(thing, Run) else RolloutView(thing)
+    return view
 
 
 def enable() -> None:

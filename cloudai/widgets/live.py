@@ -2,109 +2,152 @@
 
 from __future__ import annotations
 
-import contextlib
 import html
+import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets
 
-from cloudai.display import Card
+from cloudai.display import Card, Shown
 from cloudai.errors import CloudAIError
 from cloudai.state.handles import Handle
 
 __all__ = ["LiveView"]
 
-_REPAINT = 0.5  # seconds; what has not changed is not sent again
+log = logging.getLogger(__name__)
+
+_REPAINT = 0.5  # seconds
+_SHARE = 0.05
+"""The share of a core that painting may take: where it takes long, it is done less often."""
+_GOOD, _BAD, _BUSY = "#388e3c", "#e53935", "#1e88e5"
+_COLOURS = {
+    "running": _BUSY,
+    "updating": _BUSY,
+    "succeeded": _GOOD,
+    "ready": _GOOD,
+    "failed": _BAD,
+    "failing": _BAD,
+    "rejected": _BAD,
+}
+_IDLE = "#8a8a8a"
 
 
-class LiveView:
+class LiveView(Shown):
     """A widget that shows a handle's card and follows it until it ends or the view is closed.
 
-    It works in a thread of its own, so it stays live while a cell runs, and it never blocks one.
+    It works in a thread of its own, so it stays live while a cell runs, and it never blocks one. The controls are above the
+    card: they stay where they are while the card grows.
 
     Parameters
     ----------
     handle : Handle
         What is shown.
     controls : sequence of widgets
-        What is shown under the card.
+        What acts on it.
     """
 
     def __init__(self, handle: Handle, controls: Sequence[ipywidgets.Widget]) -> None:
         self.handle = handle
+        self._phase = ipywidgets.HTML(layout={"min_width": "8em"})
+        self._problem = ipywidgets.HTML(layout={"display": "none"})
         self._picture = ipywidgets.HTML()
-        self._problem = ipywidgets.HTML()
-        self._problem.layout.display = "none"
-        self.box = ipywidgets.VBox([self._picture, ipywidgets.HBox(list(controls)), self._problem])
+        row = ipywidgets.HBox([self._phase, *controls], layout={"flex_flow": "row wrap", "align_items": "center"})
+        self.box = ipywidgets.VBox([row, self._problem, self._picture])
+        self._parts = [self.box, row, *row.children, self._problem, self._picture]
         self._closed = threading.Event()
         self._paint_lock = threading.Lock()
-        self.painter = 0
-        """The thread that paints now: changes of widgets that it makes are no wishes of the user's."""
         self.paint()
         self._thread = threading.Thread(target=self._follow, name=f"cloudai-view-{handle.name}", daemon=True)
         self._thread.start()
 
-    def paint(self) -> None:
-        """Show the last snapshot; only what has changed is sent."""
-        with self._paint_lock:
-            self.painter = threading.get_ident()
-            try:
-                self._set(self._picture, value=self.card().html())
-                self.update_controls()
-            finally:
-                self.painter = 0
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.handle.ref!r}, phase={self.handle.phase!r})"
+
+    @property
+    def closed(self) -> bool:
+        """Whether the widget was taken away."""
+        return self._closed.is_set()
 
     def card(self) -> Card:
         """Return what is shown."""
         return self.handle.card()
 
+    def paint(self) -> None:
+        """Show the last snapshot; only what has changed is sent."""
+        with self._paint_lock:
+            phase = self.handle.phase
+            colour = _COLOURS.get(phase, _IDLE)
+            assign(self._phase, value=f"<span style='color:{colour}' aria-hidden='true'>●</span> <b>{html.escape(phase)}</b>")
+            assign(self._picture, value=self.card().html())
+            self.update_controls()
+
     def update_controls(self) -> None:
         """Enable what can be done now, and disable the rest."""
 
     def close(self) -> None:
-        """Stop following and take the widget away."""
+        """Stop following, and take the widget away."""
         self._closed.set()
-        self.box.close()
+        for part in self._parts:
+            part.close()
 
     def button(self, label: str, tooltip: str, act: Callable[[], Any], style: str = "") -> ipywidgets.Button:
         """Return a button that does something and shows the error if that fails."""
-        made = ipywidgets.Button(description=label, tooltip=tooltip, button_style=style)
-        made.on_click(lambda _: self.attempt(act))
+        made = ipywidgets.Button(description=label, tooltip=tooltip, button_style=style, layout={"width": "auto"})
+
+        def press(_: ipywidgets.Button) -> None:
+            if not made.disabled:  # the second click of an impatient double click comes too late
+                self.attempt(act)
+
+        made.on_click(press)
         return made
 
     def attempt(self, act: Callable[[], Any]) -> None:
-        """Do something for the user; an error is shown under the widget, not lost in a log."""
+        """Do something for the user; an error is shown in the widget, not lost in a log."""
         try:
             act()
         except CloudAIError as error:
-            self._show_problem(f"{html.escape(error.what)}<br>Fix: {html.escape(error.fix)}")
-            return
-        self._show_problem("")
+            self._show_problem(error.what, error.fix)
+        except Exception as error:
+            log.exception("%s: what was clicked failed", self.handle.ref)
+            self._show_problem(f"{type(error).__name__}: {error}", "the log of this notebook has the details")
+        else:
+            self._show_problem()
         self.paint()
 
-    def _show_problem(self, text: str) -> None:
-        self._set(self._problem, value=f"<div role='alert' style='color:#c33'>{text}</div>" if text else "")
-        self._problem.layout.display = "block" if text else "none"
-
-    def _set(self, widget: ipywidgets.Widget, **values: Any) -> None:
-        for name, value in values.items():
-            if getattr(widget, name) != value:
-                setattr(widget, name, value)
+    def _show_problem(self, what: str = "", fix: str = "") -> None:
+        style = "color:var(--jp-error-color1,#e53935)"
+        text = f"<div role='alert' style='{style}'>{html.escape(what)}<br>Fix: {html.escape(fix)}</div>" if what else ""
+        assign(self._problem, value=text)
+        assign(self._problem.layout, display=None if what else "none")
 
     def _follow(self) -> None:
-        while not self._closed.wait(_REPAINT):
-            ended = self.handle.ended  # read before painting: the last state is painted too
-            with contextlib.suppress(CloudAIError):  # the next snapshot may be readable again
+        """Paint again and again; the last state too."""
+        pause = _REPAINT
+        while not self._closed.wait(pause):
+            ended, began = self.handle.ended, time.thread_time()
+            try:
                 if ended:
                     self.handle.refresh()
                 self.paint()
+            except CloudAIError as error:  # the next snapshot may be readable again
+                log.debug("%s could not be shown: %s", self.handle.ref, error.what)
+            except Exception:
+                log.exception("%s could not be shown", self.handle.ref)
             if ended:
                 return
+            pause = max(_REPAINT, (time.thread_time() - began) / _SHARE)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         """Give the widget, and the card for front ends and readers that cannot show it."""
-        card = self.card()
-        bundle = self.box._repr_mimebundle_()
-        return {**(bundle or {}), "text/plain": card.text(), "text/html": card.html()}
+        widget = {} if self.closed else self.box._repr_mimebundle_() or {}
+        return {**widget, **super()._repr_mimebundle_(include, exclude)}
+
+
+def assign(widget: Any, **values: Any) -> None:
+    """Set what differs, so that nothing is sent to the browser twice."""
+    for name, value in values.items():
+        if getattr(widget, name) != value:
+            setattr(widget, name, value)

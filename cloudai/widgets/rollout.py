@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import ipywidgets
 
 from cloudai.serving.deployment import Deployment
-from cloudai.widgets.live import LiveView
+from cloudai.widgets.live import LiveView, assign
 
 __all__ = ["RolloutView"]
 
@@ -24,21 +23,30 @@ class RolloutView(LiveView):
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
+        self._percent = 0
         self.share = ipywidgets.IntSlider(
-            min=0, max=100, step=5, description="canary %", continuous_update=False, layout={"width": "320px"}
+            min=0, max=100, description="canary %", continuous_update=False, layout={"width": "360px"}
         )
         self.share.observe(self._share_moved, "value")
-        self.promote = self.button("Promote", "Give the canary all the traffic", deployment.promote, "success")
-        self.rollback = self.button("Roll back", "Go back to the revision before", deployment.rollback, "danger")
+        self.promote = self.button("Promote", "Give the canary all the traffic", deployment.promote, "primary")
+        self.rollback = self.button("Roll back", "Go back to the revision before", deployment.rollback)
         super().__init__(deployment, [self.share, self.promote, self.rollback])
 
     def update_controls(self) -> None:
         """Show the share asked for; only what is possible can be pressed."""
         rollout, ended = self._deployment.rollout, self._deployment.ended
-        self._set(self.share, value=rollout.percent, disabled=ended or not rollout.canary)
-        self._set(self.promote, disabled=ended or not rollout.canary)
-        self._set(self.rollback, disabled=ended or not (rollout.canary or rollout.previous))
+        if rollout.percent != self._percent:  # a share that the user is just choosing is left alone
+            self._show_share()
+        assign(self.share, disabled=ended or not rollout.canary)
+        assign(self.promote, disabled=ended or not rollout.canary)
+        assign(self.rollback, disabled=ended or not (rollout.canary or rollout.previous))
 
     def _share_moved(self, change: dict[str, Any]) -> None:
-        if self.painter != threading.get_ident():
-            self.attempt(lambda: self._deployment.canary(percent=change["new"]))
+        if change["new"] == self._percent:  # moved by `_show_share`, not by the user
+            return
+        self.attempt(lambda: self._deployment.canary(percent=change["new"]))
+        self._show_share()  # what is so now, also where that was refused
+
+    def _show_share(self) -> None:
+        self._percent = self._deployment.rollout.percent
+        assign(self.share, value=self._percent)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipywidgets
 
 from cloudai.training.run import Run
-from cloudai.widgets.live import LiveView
+from cloudai.widgets.live import LiveView, assign
 
 __all__ = ["RunView"]
 
@@ -21,13 +21,20 @@ class RunView(LiveView):
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self.progress = ipywidgets.FloatProgress(min=0, max=1, description="progress", layout={"width": "300px"})
-        self.cancel = self.button("Cancel", "End the run; its last checkpoint stays", run.cancel, "warning")
+        self._asked = False
+        self.progress = ipywidgets.FloatProgress(min=0, max=1, layout={"width": "320px"}, style={"description_width": "3em"})
+        self.cancel = self.button("Cancel", "End the run; its last checkpoint stays", self._cancel, "danger")
         super().__init__(run, [self.progress, self.cancel])
 
     def update_controls(self) -> None:
-        """Show how far it is; nothing can be cancelled that has ended."""
-        status = self._run.status
-        done = status.step or 0
-        self._set(self.progress, value=done / status.total_steps if status.total_steps else float(self._run.ended))
-        self._set(self.cancel, disabled=self._run.ended)
+        """Show how far it is, where that is known; nothing can be cancelled twice, or after the end."""
+        status, ended = self._run.status, self._run.ended
+        share = (status.step or 0) / status.total_steps if status.total_steps else 0.0
+        assign(self.progress, value=share, description=f"{share:.0%}")
+        assign(self.progress.layout, display=None if status.total_steps else "none")
+        waiting = self._asked and not ended
+        assign(self.cancel, disabled=ended or waiting, description="Cancelling …" if waiting else "Cancel")
+
+    def _cancel(self) -> None:
+        self._run.cancel()
+        self._asked = True

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,11 @@ class Figure:
 
     @property
     def median(self) -> float:
+        """The middle value."""
         return statistics.median(self.values)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the median, the spread, and how many processes they come from."""
         spread = {"median": self.median, "low": min(self.values), "high": max(self.values)}
         return {"unit": self.unit, **{name: round(value, 3) for name, value in spread.items()}, "processes": len(self.values)}
 
@@ -61,6 +63,7 @@ class Aim:
     aim: float
 
     def to_json(self) -> dict[str, Any]:
+        """Return its fields and whether it is met."""
         return {**asdict(self), "value": round(self.value, 3), "met": self.value <= self.aim}
 
 
@@ -91,6 +94,7 @@ class Report:
         print(json.dumps(self.to_json(machine)), flush=True)
 
     def to_json(self, machine: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all of it."""
         figures = {
             "machine": dict(machine),
             "measured": {name: figure.to_json() for name, figure in self.figures.items()},
@@ -122,7 +126,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def machine(packages: Sequence[str]) -> dict[str, Any]:
     """Say when this is, on what machine, how busy it was, and with which versions."""
     return {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
@@ -142,7 +146,7 @@ def version_of(package: str) -> str:
 @contextmanager
 def temporary_home() -> Iterator[Path]:
     """Make a folder for all that a benchmark writes; at the end, also an early one, its processes and the folder go."""
-    home = Path(tempfile.mkdtemp(prefix="bench-", dir="/tmp"))  # a short path: Ray puts sockets into it  # noqa: S108
+    home = Path(tempfile.mkdtemp(prefix="bench-"))
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield home
@@ -168,18 +172,24 @@ def processes_of(home: Path) -> list[psutil.Process]:
 
 
 def run_python(home: Path, *argv: str, timeout: float = 180.0) -> Finished:
-    """Run a fresh interpreter to its end, and read the last line that it prints as JSON.
-
-    It finds its byte code cached, as an installed package's is, whatever this process' environment says about that.
-    """
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE" and not name.startswith("CLOUDAI_")}
-    env |= {"CLOUDAI_HOME": str(home), "CLOUDAI_TRACKING": "none", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    """Run a fresh interpreter to its end, and read the last line that it prints as JSON."""
     cpu_before, started, begin = _children_cpu(), time.time(), time.perf_counter()
-    done = subprocess.run([sys.executable, *argv], env=env, cwd=HERE, capture_output=True, text=True, timeout=timeout, check=False)
+    done = subprocess.run(
+        [sys.executable, *argv], env=_environment(home), cwd=HERE, capture_output=True, text=True, timeout=timeout, check=False
+    )
     wall = time.perf_counter() - begin
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(argv)} ended with {done.returncode}:\n{done.stderr[-4000:]}")
     return Finished(json.loads(done.stdout.splitlines()[-1]), started, wall, _children_cpu() - cpu_before)
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """Return an environment in which nobody tracks or calls home, and byte code is cached, as a user's is."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("CLOUDAI_")}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    home.mkdir(parents=True, exist_ok=True)
+    ours = {"CLOUDAI_HOME": str(home), "CLOUDAI_TRACKING": "none", "TMPDIR": str(home)}
+    return env | ours | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 def _children_cpu() -> float:

@@ -22,8 +22,9 @@ def main(data: Path, workers: int) -> None:
     answer = data.with_name("ray-answer.json")
     answer.unlink(missing_ok=True)
     if workers:
-        settings = {"runtime_env": {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}, "_temp_dir": str(data.with_name("ray"))}
-        ray.init(num_cpus=max(1, workers), include_dashboard=False, log_to_driver=False, **settings)
+        workload_path = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}
+        temp = str(data.with_name("ray"))
+        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, runtime_env=workload_path, _temp_dir=temp)
     trainer = ray.train.torch.TorchTrainer(
         train_function,
         train_loop_config={"data": str(data), "answer": str(answer)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,6 +31,13 @@ def network() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Dropout(0.1), torch.nn.Linear(64, 10))
 
 
+def optimise(module: torch.nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+    """Take one step."""
+    optimizer.zero_grad()
+    torch.nn.functional.cross_entropy(module(inputs), targets).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
 def train(data: Path, wrap: Callable[[torch.nn.Module], torch.nn.Module] = lambda module: module) -> float:
     """Train as a plain script does, and return the unix time right after the first optimiser step."""
     inputs, targets = (torch.from_numpy(array) for array in read_digits(data))
@@ -38,24 +45,21 @@ def train(data: Path, wrap: Callable[[torch.nn.Module], torch.nn.Module] = lambd
     optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE)
     first = 0.0
     for _ in range(EPOCHS):
-        for rows in torch.randperm(len(inputs)).split(BATCH):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(module(inputs[rows]), targets[rows]).backward()
-            optimizer.step()
+        for rows in torch.split(torch.randperm(len(inputs)), BATCH):
+            optimise(module, optimizer, inputs[rows], targets[rows])
             first = first or time.time()
     return first
 
 
 def slow_steps(context: cloudai.Context) -> None:
     """Train for ever, at a pace at which a process can be killed between two steps; each step reports when it was."""
+    assert context.data is not None
+    inputs, targets = (torch.from_numpy(context.data[name][:BATCH]) for name in ("inputs", "targets"))
     module = network()
-    optimizer: Any = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE)
     step = context.restore(module=module, optimizer=optimizer).get("step", 0)
     while step < ENDLESS:
-        optimizer.zero_grad()
-        rows = torch.from_numpy(context.data["inputs"][:BATCH])
-        torch.nn.functional.cross_entropy(module(rows), torch.from_numpy(context.data["targets"][:BATCH])).backward()
-        optimizer.step()
+        optimise(module, optimizer, inputs, targets)
         step += 1
         saved = {"module": module, "optimizer": optimizer, "step": step} if step % CHECKPOINT_EVERY == 0 else None
         context.report({"at": time.time()}, step=step, checkpoint=saved)

@@ -140,7 +140,7 @@ def test_an_error_in_the_users_function_keeps_its_frames(home):
 
 def test_a_loss_that_is_not_finite_stops_the_run(home):
     run = cloudai.train(torch.nn.Linear(8, 1), (ROWS * 1e18, ROWS[:, 0] * 1e18), loss="mse", optimizer="sgd", lr=10.0, epochs=5)
-    with pytest.raises(errors.RunFailedError, match="loss is (nan|inf) at step") as caught:
+    with pytest.raises(errors.RunFailedError, match=r"loss is (nan|inf) at step") as caught:
         run.wait(60)
     assert "learning rate" in caught.value.fix
 

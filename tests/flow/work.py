@@ -30,7 +30,7 @@ def data():
 
 def weights(run) -> str:
     """Return the digest of the file with a run's final weights."""
-    return run.model._manifest["files"]["module.safetensors"]["sha256"]
+    return weights_of(run.model)
 
 
 def recorded_model(module: torch.nn.Module, rows: np.ndarray, *, name: str, run: str = "made-by-hand") -> Model:
@@ -42,3 +42,8 @@ def recorded_model(module: torch.nn.Module, rows: np.ndarray, *, name: str, run:
     model = save_model(store, name, files, facts, run=run)
     open_ledger().add_model(model.name, model.version, model.uri, model.digest, run)
     return load_model(f"{name}@{model.version}")
+
+
+def weights_of(model: Model) -> str:
+    """Return the digest of the file with a model's weights."""
+    return model._manifest["files"]["module.safetensors"]["sha256"]

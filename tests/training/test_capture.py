@@ -9,10 +9,10 @@ from types import FunctionType, SimpleNamespace
 
 import numpy as np
 import pytest
-from captured_cells import Notebook, carried, python, source_of
 
 from cloudai.artifacts.bundle import loaded, resolve
 from cloudai.training.capture import capture, locator
+from tests.training.captured_cells import Notebook, carried, python, source_of
 
 SAME_RESULT = {
     "imports and aliases": """
@@ -273,7 +273,7 @@ SAME_RESULT = {
         TABLE = {"fn": len, "mine": Config, Color.RED: Point}
 
         def f():
-            return repr(PLAIN), repr(MORE), repr(MADE), COUNTS["c"], TABLE["mine"]().rate, TABLE[Color.RED](1, TABLE["fn"]("ab"))
+            return repr(PLAIN), repr(MORE), repr(MADE), COUNTS["c"], TABLE["mine"]().rate, TABLE[Color.RED](1, TABLE["fn"]("a"))
     """,
     "odd names": """
         class Cell:
@@ -379,7 +379,7 @@ STANDARD = {
     "heapq": lambda m: list(m.merge([1, 4], [2])),
     "statistics": lambda m: m.linear_regression([1, 2, 3], [2, 4, 6]).slope,
     "textwrap": lambda m: m.wrap("a b c", width=3),
-    "urllib.parse": lambda m: m.urlsplit("http://a/b?c").geturl(),
+    "urllib.parse": lambda m: m.urlparse("http://a/b?c").geturl(),
 }
 
 
@@ -429,6 +429,15 @@ def test_shared_functions_stay_shared(tmp_path):
     notebook = Notebook("def g(): pass\ndef make(h):\n    def inner(): return h\n    return inner\na, b = make(g), make(g)\n")
     notebook.run("def f(): return a() is b() is g")
     assert carried(tmp_path, notebook, "f")() is True
+
+
+def test_code_of_two_namespaces_keeps_its_own_names(tmp_path):
+    other = Notebook(
+        "RATE = 2\nclass Empty: pass\ndef scaled(x): return x * RATE, rest(x)\ndef rest(x): return Empty.__name__, RATE"
+    )
+    mine = Notebook("RATE = 100\ndef f(): return scaled(3), RATE")
+    mine["scaled"] = other["scaled"]  # as %run does
+    assert carried(tmp_path, mine, "f")() == ((6, ("Empty", 2)), 100)
 
 
 def test_a_class_that_was_defined_again_travels_beside_the_old_one(tmp_path):
@@ -534,3 +543,50 @@ def test_capturing_loads_neither_torch_nor_numpy(tmp_path):
         "import sys, cloudai.training.capture; print([name for name in ('torch', 'numpy', 'pydantic') if name in sys.modules])"
     )
     assert python(code, folder=tmp_path).strip() == "[]"
+
+
+def test_a_module_of_a_notebook_class_is_built_again_from_its_bundle(tmp_path):
+    import torch
+
+    from cloudai.artifacts.architecture import build, describe, parts_of
+
+    notebook = Notebook("""
+        import enum
+        from dataclasses import dataclass
+        from torch import nn
+
+        class Mode(enum.Enum):
+            WARM = 2
+
+        @dataclass
+        class Config:
+            width: int = 3
+            mode: Mode = Mode.WARM
+
+        def squash(x):
+            return x.tanh()
+
+        class Block(nn.Module):
+            def __init__(self, config, act):
+                super().__init__()
+                self.config, self.act = config, act
+                self.linear = nn.Linear(config.width, config.width)
+
+            def forward(self, x):
+                return self.act(self.linear(x)) * self.config.mode.value
+
+        def local():
+            class Wrapped(nn.Sequential):
+                pass
+            return Wrapped(Block(Config(), squash), Block(Config(), nn.functional.relu))
+    """)
+    module, example = notebook["local"](), torch.ones(2, 3)
+    parts = parts_of(module)
+    bundle = capture(parts)
+    description, tensors = describe(module, locator(parts, bundle))
+    with loaded(bundle, tmp_path):
+        again = build(json.loads(json.dumps(description)), tensors, resolve)
+        assert torch.equal(again(example), module(example))
+        # the worker has no notebook: there, each object's own names must lead to it
+        description, tensors = describe(again, lambda thing: f"{thing.__module__}:{thing.__qualname__}")
+        assert torch.equal(build(description, tensors, resolve)(example), module(example))

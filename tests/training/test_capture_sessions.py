@@ -7,9 +7,9 @@ import py_compile
 import textwrap
 
 import pytest
-from captured_cells import python
 
 from cloudai.artifacts.bundle import Bundle, loaded, resolve
+from tests.training.captured_cells import python
 
 IPYTHON = """
 import json, pathlib, sys

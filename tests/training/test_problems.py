@@ -6,10 +6,10 @@ import time
 
 import numpy as np
 import pytest
-from captured_cells import Notebook, problem
 
 from cloudai.errors import CaptureError
 from cloudai.training.capture import capture
+from tests.training.captured_cells import Notebook, problem
 
 
 def test_an_array_is_named_with_its_size_place_and_fix():
@@ -79,6 +79,15 @@ def _holds_itself():
         (["class C:\n    def m(self): pass\n", "def g(self): pass\nC.m = g\ndef f(): return C"], ["‘C.m’ was set after"]),
         (["class C:\n    def m(self): pass\n", "C.m = lambda self: 1\ndef f(): return C"], ["‘C.m’ was set after"]),
         (["class C:\n    pass\n", "def g(self): pass\nC.extra = g\ndef f(): return C"], ["‘C.extra’ was set after"]),
+        (["def f(): f.calls += 1\nf.calls = 0"], ["‘f.calls’ was set after"]),
+        (["import functools\n@functools.singledispatch\ndef f(x): pass\n@f.register\ndef _(x: int): pass"], ["‘f.register’"]),
+        (["RATE = 0.1\ndef f(x, *, y=RATE): return y\nRATE = 0.5"], ["‘RATE’ has another value", "the cell that defines ‘f’"]),
+        (
+            ["import functools\ndef g(): pass\nh = functools.lru_cache(g)\ndef f(): h()"],
+            ["‘h’", "wrapped by a call", "decorator"],
+        ),
+        (["import torch\ndef g(): pass\nh = torch.no_grad()(g)\ndef f(): h()"], ["‘h’", "made by an installed package"]),
+        (["from itertools import count\nnext_id = count().__next__\ndef f(): next_id()"], ["‘next_id’", "it is an object"]),
         (
             ["class A:\n    def go(self): return missing\nclass B(A): pass\ndef f(): return B()"],
             ["‘missing’", "‘A’"],
