@@ -38,6 +38,28 @@ RETURNED = {
 }
 """What users meet without making it, and where it is defined."""
 
+OPTIONS = {
+    "on": ("'local'", "The driver."),
+    "name": ("", "Of a run: its name, by default one that is made up. Of a deployment: its name, by default the model's."),
+    "model_name": ("", "The name of the model that it makes; by default made from the work's."),
+    "config": ("{}", "What your function finds as `context.config`; recorded as parameters."),
+    "seed": ("0", "Seeds Python, numpy and torch, the rows held back and the order of rows."),
+    "resources": ("Resources()", "What each worker or replica needs."),
+    "checkpoint": ("CheckpointPolicy()", "How often checkpoints are written, and how many are kept."),
+    "max_failures": ("3", "How often a run comes back after its worker was killed or lost."),
+    "lease": (
+        "the setting",
+        "How long it goes on without a live handle. `None`: a deployment for ever, a run as the setting says.",
+    ),
+    "loss": ("'cross_entropy'", "Of the built-in loop."),
+    "optimizer": ("'adamw'", "Of the built-in loop."),
+    "lr": ("0.001", "The learning rate of the built-in loop."),
+    "weight_decay": ("0.0", "Of the built-in loop's optimiser."),
+    "epochs": ("10", "How often the built-in loop goes through all rows."),
+    "limits": ("ServerLimits()", "What one server takes on."),
+}
+"""Defaults and meanings of options whose fields in the specs do not say them."""
+
 
 def pages() -> list[Path]:
     """Return the pages that have generated parts."""
@@ -112,7 +134,8 @@ def api() -> str:
     import cloudai
 
     things = {name: getattr(cloudai, name) for name in cloudai.__all__}
-    verbs = [_verb(name, thing) for name, thing in things.items() if inspect.isfunction(thing)]
+    functions = [thing for thing in things.values() if inspect.isfunction(thing)]
+    verbs = [_verb(verb.__name__, verb) for verb in sorted(functions, key=lambda verb: verb.__code__.co_firstlineno)]
     classes = [_class(name, thing) for name, thing in things.items() if inspect.isclass(thing)]
     modules = [_module(name, thing) for name, thing in things.items() if inspect.ismodule(thing)]
     returned = [_class(name, getattr(importlib.import_module(where), name)) for name, where in RETURNED.items()]
@@ -136,7 +159,8 @@ def _options(verb: str, kind: str) -> str:
     fields = [_fields(spec) for spec in (rooms if verb == "train" else [serving.DeploySpec])]
     rows = []
     for option, kind_of, _, _ in _fields(getattr(_api, kind)):
-        default, meaning = next(((d, m) for rows_of in fields for name, _, d, m in rows_of if name == option), ("", ""))
+        said = next(((d, m) for rows_of in fields for name, _, d, m in rows_of if name == option), ("", ""))
+        default, meaning = OPTIONS.get(option, said)
         rows.append((f"`{option}`", f"`{kind_of}`", f"`{default}`" if default else "", meaning))
     return _table(("option", "type", "default", "meaning"), rows)
 
@@ -166,7 +190,8 @@ def _class(name: str, kind: type) -> str:
     fields = [(f"`{f}`", f"`{t}`", f"`{d}`" if d else "", m) for f, t, d, m in _fields(kind) if not f.startswith("_")]
     if fields and "Attributes\n" not in (kind.__doc__ or ""):
         parts.append(_table(("field", "type", "default", "meaning"), fields))
-    members = list(_members(kind))
+    listed = set(re.findall(r"\w+", " ".join(re.findall(r"^([\w, ]+) : ", inspect.cleandoc(kind.__doc__ or ""), re.MULTILINE))))
+    members = [(name, what) for name, what in _members(kind) if name.strip("`") not in listed]
     if members:
         parts.append(_table(("member", "what it does"), members))
     return "\n\n".join(parts)
@@ -211,10 +236,9 @@ def messages() -> str:
     from cloudai import errors
 
     found: dict[str, dict[str, str]] = {name: {} for name in errors.__all__}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for kind, what, fix in _raised(ast.parse(path.read_text(encoding="utf-8"))):
-            if kind in found and len(re.findall(r"\w+", what)) > 1:
-                found[kind].setdefault(what, fix)
+    for kind, what, fix in _raised_anywhere():
+        if kind in found and len(re.findall(r"\w+", what)) > 1:
+            found[kind].setdefault(what, fix)
     parts = [
         f"### {kind}\n\n{_first_line(getattr(errors, kind).__doc__)}\n\n"
         + _table(("it says", "what to do"), sorted(said.items(), key=lambda row: row[0].lstrip("…‘\"'").lower()))
@@ -224,17 +248,50 @@ def messages() -> str:
     return "\n\n".join(parts)
 
 
+def refusals() -> str:
+    """List what the servers answer when they refuse, by status."""
+    found = {(what, fix) for kind, what, fix in _raised_anywhere() if kind == "HttpError" and what[0].isdigit()}
+    rows = [(what[:3], what[4:] if what[4:].strip("… ") else "what is wrong with the request", fix) for what, fix in found]
+    return _table(("status", "it says", "what to do"), sorted(rows))
+
+
+def metrics() -> str:
+    """List the metrics of server and router with their labels."""
+    rows = []
+    for call in ast.walk(ast.parse((PACKAGE / "serving" / "metrics.py").read_text(encoding="utf-8"))):
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") in {"Counter", "Gauge", "Histogram"}:
+            name, meaning = (ast.literal_eval(arg) for arg in call.args[:2])
+            rows.append((f"`{name}`", call.func.id.lower(), meaning))
+    return _table(("metric", "kind", "what it counts"), sorted(rows))
+
+
+def _raised_anywhere() -> Iterator[tuple[str, str, str]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield from _raised(ast.parse(path.read_text(encoding="utf-8")))
+
+
 def _raised(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
     """Find each error that a module makes: its class, what it says and its fix, with … for what is filled in."""
-    scopes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    scopes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     constants = _assigned(tree.body)
     for scope in scopes:
-        known = constants | _assigned([node for node in ast.walk(scope) if isinstance(node, ast.stmt)])
+        statements = sorted((node for node in ast.walk(scope) if isinstance(node, ast.stmt)), key=lambda node: node.lineno)
         for call in (node for node in ast.walk(scope) if isinstance(node, ast.Call)):
+            before = [node for node in statements if node.lineno < call.lineno]
+            known = constants | _defaults(scope) | _assigned(before)
             kind = getattr(call.func, "id", "") or getattr(call.func, "attr", "")
             fix = next((key.value for key in call.keywords if key.arg == "fix"), None)
-            if call.args and fix is not None:
-                yield kind, _template(call.args[0], known), _template(fix, known)
+            if kind == "add" and len(call.args) == 3:  # Problems.add(what, fix, use), of captured code
+                yield "CaptureError", _template(call.args[0], known), _template(call.args[1], known)
+            elif call.args and fix is not None:
+                what = call.args[-1] if kind == "HttpError" else call.args[0]
+                status = f"{_template(call.args[0], known)} " if kind == "HttpError" else ""
+                yield kind, status + _template(what, known), _template(fix, known)
+
+
+def _defaults(scope: ast.FunctionDef | ast.AsyncFunctionDef) -> dict[str, ast.expr]:
+    names = [arg.arg for arg in scope.args.args][len(scope.args.args) - len(scope.args.defaults) :]
+    return dict(zip(names, scope.args.defaults, strict=True))
 
 
 def _assigned(body: list[ast.stmt]) -> dict[str, ast.expr]:
@@ -306,6 +363,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "api": api,
     "error-tree": error_tree,
     "messages": messages,
+    "refusals": refusals,
+    "metrics": metrics,
     "settings": setting_table,
     "commands": commands,
 }

@@ -14,7 +14,7 @@ from cloudai.artifacts.bundle import resolve
 from cloudai.artifacts.signature import Signature, TensorSpec
 from cloudai.errors import IntegrityError, SpecError
 
-__all__ = ["TorchServable", "build_module", "describe_module", "pack"]
+__all__ = ["TorchServable", "build_module", "describe_module", "named", "pack", "run_module"]
 
 
 def describe_module(module: torch.nn.Module, locate: Callable[[Any], str]) -> bytes:
@@ -59,7 +59,7 @@ def pack(module: torch.nn.Module, example: np.ndarray) -> tuple[dict[str, bytes]
     module = module.eval().cpu()
     outputs = run_module(module, {"input": example})
     files = {
-        "module.safetensors": describe_module(module, _locate),
+        "module.safetensors": describe_module(module, named),
         "example.safetensors": trees.dump({"input": example}),
     }
     again = run_module(build_module(files["module.safetensors"]).eval(), {"input": example})
@@ -83,7 +83,8 @@ def run_module(module: torch.nn.Module, inputs: Mapping[str, np.ndarray]) -> dic
     return {str(name): tensor.numpy() for name, tensor in result.items() if isinstance(tensor, torch.Tensor)}
 
 
-def _locate(thing: Any) -> str:
+def named(thing: Any) -> str:
+    """Return where a class or function says that it is."""
     return f"{thing.__module__}:{thing.__qualname__}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from cloudai.errors import DataError, SpecError
 from cloudai.specs.training import Loop, Work
 from cloudai.training.capture import capture, locator
 from cloudai.training.data import TrainingData, parse_data
-from cloudai.training.imports import whereabouts
 
 __all__ = ["Prepared", "base_name", "prepare"]
 
@@ -108,7 +107,8 @@ def base_name(work: Any) -> str:
 def _prepare_module(module: Any, data: Any, loop: Loop) -> Prepared:
     import torch
 
-    from cloudai.artifacts.torch_models import describe_module
+    from cloudai.artifacts.architecture import parts_of
+    from cloudai.artifacts.torch_models import describe_module, named
 
     if data is None:
         raise SpecError("a module needs data to train on", fix="pass data=(inputs, targets)")
@@ -118,25 +118,11 @@ def _prepare_module(module: Any, data: Any, loop: Loop) -> Prepared:
     parameters = sum(p.numel() for p in module.parameters())
     if parameters <= _DRY_RUN_LIMIT:
         _dry_run(module, parsed, loop)
-    classes = sorted({type(m) for m in module.modules() if _is_users(type(m))}, key=lambda cls: cls.__qualname__)
-    bundle = capture(classes) if classes else None
-    described = describe_module(module, _locator(classes, bundle))
+    parts = parts_of(module)
+    bundle = capture(parts) if parts else None
+    # what is not the user's own lies in torch, where it is found without being asked for
+    described = describe_module(module, locator(parts, bundle) if bundle is not None else named)
     return _prepared("module", bundle=bundle, module=described, data=parsed, parameters=parameters)
-
-
-def _is_users(cls: type) -> bool:
-    """Whether a class must travel: it is not part of an installed package."""
-    return whereabouts(cls.__module__) != "installed"
-
-
-def _locator(classes: list[type], bundle: Bundle | None) -> Callable[[Any], str]:
-    """Return what says where a class or function is found again: in the bundle, or where it was defined."""
-    captured = locator(classes, bundle) if bundle is not None else None
-
-    def locate(thing: Any) -> str:
-        return captured(thing) if captured and thing in classes else f"{thing.__module__}:{thing.__qualname__}"
-
-    return locate
 
 
 def _dry_run(module: Any, data: TrainingData, loop: Loop) -> None:

@@ -1,0 +1,63 @@
+"""Two workers on a real Ray cluster of this machine: the same checkpoints, the same weights after a kill."""
+
+from __future__ import annotations
+
+import contextlib
+
+import psutil
+import pytest
+from tests.conftest import kill, processes_of, wait_until
+from tests.flow import work
+
+import cloudai
+
+pytest.importorskip("ray")
+
+
+def ranks():
+    """Return the processes of the ranks that this user's Ray runs now."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
+
+
+def train(name, epochs=12):
+    return cloudai.train(work.network(), work.data(), name=name, epochs=epochs, num_workers=2, model_name="two", lease="10m")
+
+
+def test_two_workers_train_one_model(home):
+    run = train("two").wait(200)
+    assert run.metrics["val_accuracy"] > 0.8
+    assert run.exact
+    steps, losses = run.history("loss")
+    assert steps[-1] == run.status.total_steps
+    assert losses[-1] < losses[0]
+    assert sorted(path.name for path in (home / "store/runs/two/checkpoints").glob("*/*")).count("rank-1.safetensors") >= 1
+    assert run.model.predict(work.data()[0][:4]).shape == (4, 4)
+    wait_until(lambda: not [p for p in processes_of(home) if "ray" in " ".join(p.cmdline())], what="the end of Ray's processes")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_rank_costs_time_and_not_a_bit(home):
+    calm = train("calm", epochs=60).wait(300)
+    run = train("hurt", epochs=60)
+    wait_until(lambda: run.refresh() or (run.status.checkpoint or 0) > 1, timeout=200, what="a checkpoint")
+    kill(next(pid for pid in ranks() if pid != run.status.pid))
+    run.wait(400)
+    assert run.status.attempt == 2
+    assert work.weights(run) == work.weights(calm)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_cancelled_run_leaves_no_process(home):
+    run = train("cancelled", epochs=100_000)
+    wait_until(lambda: run.refresh() or run.status.step is not None, timeout=200, what="the first step")
+    run.cancel()
+    wait_until(lambda: run.refresh() or run.ended, timeout=60, what="the end")
+    assert run.phase == "cancelled"
+    wait_until(lambda: not processes_of(home) or not ranks(), timeout=30, what="the end of the ranks")
