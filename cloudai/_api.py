@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -162,13 +163,13 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
     }
     spec = DeploySpec.of(name=name, lease=lease, **values)
     driver = registry.serve_driver(spec.on)
-    _refuse_impossible(driver, deployment_needs(spec))
+    offer = _offer_at_once(driver, deployment_needs(spec))
     if driver.capabilities.here:
         _require("serving", "serve", "torch", "uvicorn", "aiohttp", "prometheus_client")
     check_port(spec.port)
-    desired = {"revisions": {revision: entry}, "rollout": Rollout(revision).to_json()}
+    desired = {"revisions": {revision: entry}, "rollout": Rollout(revision).to_json(), "offer": offer}
     record = ledger.replace("deployment", spec.name, spec.model_dump(mode="json"), desired)
-    ensure_supervisor()
+    ensure_supervisor(ledger.home)
     return Deployment(ledger, record)
 
 
@@ -205,7 +206,7 @@ def monitor(
     ledger.get("deployment", target)
     spec = MonitorSpec.of(every=every, drift=drift or DriftPolicy(), decision=decision or DecisionPolicy())
     record = ledger.replace("monitor", name or target, {"deployment": target, "policy": spec.model_dump(mode="json")}, {})
-    ensure_supervisor()
+    ensure_supervisor(ledger.home)
     return Monitor(ledger, record)
 
 
@@ -227,7 +228,7 @@ def attach(ref: str) -> Run | Deployment | Monitor:
     handle = handles[record.kind](ledger, record)
     handle.refresh()
     if not handle.ended:
-        ensure_supervisor()
+        ensure_supervisor(ledger.home)
     return handle
 
 
@@ -257,13 +258,13 @@ def load_model(ref: str) -> Model:
 def ps() -> Inventory:
     """List what is alive: where, since when, its processes, what it costs per day, and who holds it."""
     ledger = open_ledger()
-    return Inventory([_ledgered(ledger, record) for record in ledger.records(alive=True)])
+    return Inventory(ledger, [_ledgered(ledger, record) for record in ledger.records(alive=True)])
 
 
 def costs() -> Inventory:
     """List what everything has cost so far, the ended included."""
     ledger = open_ledger()
-    return Inventory([_ledgered(ledger, record) for record in ledger.records() if record.kind != "monitor"], title="Costs")
+    return Inventory(ledger, [_ledgered(ledger, record) for record in ledger.records() if record.kind != "monitor"], title="Costs")
 
 
 def cleanup() -> Cleanup:
@@ -290,13 +291,13 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
         _require("training", "train", "torch")
         if options.get("num_workers", 1) != 1:
             _require("training with several workers", "ray", "ray")
-    base = base_name(work)
+    base = options.get("model_name") or base_name(work)
     lease = options.get("lease")
     spec = TrainSpec.of(
         name=options.get("name") or f"{base}-{secrets.token_hex(2)}",
         work=Work(kind="function"),
         on=options.get("on", "local"),
-        model_name=options.get("model_name") or base,
+        model_name=base,
         config=dict(options.get("config", {})),
         loop=loop,
         seed=options.get("seed", 0),
@@ -321,19 +322,28 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
 
 def _start_run(prepared: Prepared, spec: TrainSpec) -> Run:
     ledger = open_ledger()
-    _refuse_impossible(registry.train_driver(spec.on), run_needs(spec))
+    offer = _offer_at_once(registry.train_driver(spec.on), run_needs(spec))
     prepared.put(Store(spec.store))
-    record = ledger.create("run", spec.name, spec.model_dump(mode="json"), {"folder": str(Path.cwd())})
-    ensure_supervisor()
+    record = ledger.create("run", spec.name, spec.model_dump(mode="json"), {"folder": str(Path.cwd()), "offer": offer})
+    ensure_supervisor(ledger.home)
     return Run(ledger, record)
 
 
-def _refuse_impossible(driver: Driver, needs: Needs) -> None:
-    """Raise at once what would otherwise end in the phase "rejected", where the driver can say so at once."""
-    if driver.capabilities.here:
-        offers = list(driver.offers(needs))
-        if choose(offers, driver.name) is None:
-            raise no_place(offers)
+def _offer_at_once(driver: Driver, needs: Needs) -> dict[str, Any] | None:
+    """Choose the offer now, where the driver can say it at once; None where the supervisor must ask for it.
+
+    Raises
+    ------
+    PlacementError
+        If the driver can say at once that it cannot run this.
+    """
+    if not driver.capabilities.here:
+        return None
+    offers = list(driver.offers(needs))
+    offer = choose(offers, driver.name)
+    if offer is None:
+        raise no_place(offers)
+    return asdict(offer)
 
 
 def _require(act: str, extra: str, *packages: str) -> None:

@@ -63,8 +63,9 @@ class Inventory(Shown):
         The objects, the newest first.
     """
 
-    def __init__(self, entries: list[Ledgered], title: str = "Alive") -> None:
+    def __init__(self, ledger: Ledger, entries: list[Ledgered], title: str = "Alive") -> None:
         self.entries = entries
+        self._ledger = ledger
         self._title = title
 
     def __repr__(self) -> str:
@@ -80,7 +81,7 @@ class Inventory(Shown):
 
     def card(self) -> Card:
         """Show one row for each object."""
-        supervisor = supervisor_pid(settings.current().home)
+        supervisor = supervisor_pid(self._ledger.home)
         notes = [f"supervisor: process {supervisor}" if supervisor else "no supervisor runs: none is needed"]
         notes.append(
             f"spent: {money(self.total, settings.current().currency)} in all, at the prices named in each object's card"
@@ -95,7 +96,7 @@ class Inventory(Shown):
         spent = (
             f"{money(entry.spending.amount, entry.spending.currency)}" if entry.spending and entry.spending.currency else "–"
         )
-        left = lease.remaining(lease.lease_file(record.kind, record.name))
+        left = lease.remaining(self._ledger.lease_file(record.kind, record.name))
         return (
             record.ref,
             record.phase,
@@ -143,7 +144,7 @@ class Cleanup(Shown):
             self._ledger.want(entry.record.kind, entry.record.name, _END_WORDS[entry.record.kind])
         deadline = time.monotonic() + timeout
         while left := self._left():
-            ensure_supervisor()
+            ensure_supervisor(self._ledger.home)
             if time.monotonic() > deadline:
                 raise NotReadyError(f"{left[0]} has not ended after {timeout:g} s", fix="look at cloudai.ps(), and try again")
             time.sleep(_POLL)
@@ -155,7 +156,7 @@ class Cleanup(Shown):
         return [record.ref for record in records if not record.ended]
 
     def _end_supervisor(self, deadline: float) -> None:
-        home = settings.current().home
+        home = self._ledger.home
         pid = supervisor_pid(home)
         if not pid or self._ledger.records(alive=True):
             return

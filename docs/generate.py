@@ -68,7 +68,7 @@ def pages() -> list[Path]:
 
 def rendered(text: str) -> str:
     """Return a page with its generated parts written anew."""
-    return _PART.sub(lambda part: f"{part[1]}{PARTS[part['name']]()}\n{part[3]}", text)
+    return _PART.sub(lambda part: f"{part[1]}\n{PARTS[part['name']]()}\n\n{part[3]}", text)
 
 
 def main() -> None:

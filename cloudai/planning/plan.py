@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from cloudai.display import Card, Shown, Table, duration, money
-from cloudai.drivers.protocols import Needs, Offer
+from cloudai.drivers.protocols import Driver, Needs, Offer
 from cloudai.errors import PlacementError
 from cloudai.planning.estimate import Estimate
+from cloudai.state.ledger import Record
 
-__all__ = ["Plan", "choose"]
+__all__ = ["Plan", "choose", "no_place", "place"]
 
 T = TypeVar("T")
 
@@ -20,6 +21,24 @@ def choose(offers: Sequence[Offer], on: str) -> Offer | None:
     """Return the cheapest offer that can be launched on the driver asked for; None where there is none."""
     able = [offer for offer in offers if offer.available and offer.driver == on]
     return min(able, key=lambda offer: offer.price_per_hour, default=None)
+
+
+def place(driver: Driver, needs: Needs, record: Record) -> Offer:
+    """Return the offer that a record was made with, or else the cheapest that the driver makes now.
+
+    Raises
+    ------
+    PlacementError
+        If the driver cannot run it, with its reasons.
+    """
+    recorded = record.desired.get("offer")
+    if recorded is not None:
+        return Offer(**recorded)
+    offers = list(driver.offers(needs))
+    offer = choose(offers, driver.name)
+    if offer is None:
+        raise no_place(offers)
+    return offer
 
 
 @dataclass(frozen=True, repr=False)

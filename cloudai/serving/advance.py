@@ -8,8 +8,8 @@ from typing import Any
 
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import DeploymentStatus, Needs, Revision, RevisionId
-from cloudai.errors import CloudAIError
-from cloudai.planning.plan import choose, no_place
+from cloudai.errors import CloudAIError, PlacementError
+from cloudai.planning.plan import place
 from cloudai.planning.spending import price_of
 from cloudai.serving.rollout import Rollout
 from cloudai.specs.serving import DeploySpec
@@ -20,6 +20,10 @@ __all__ = ["advance", "needs_of"]
 
 _MOST_CRASHES = 5
 """A revision that ended this often without ever being ready is not started again."""
+
+
+_MOST_ERRORS = 10
+"""So many looks in a row that end in an error make a deployment "failing"."""
 
 
 def needs_of(spec: DeploySpec) -> Needs:
@@ -34,7 +38,7 @@ def advance(ledger: Ledger, record: Record) -> None:
     try:
         deployment.step()
     except CloudAIError as error:
-        ledger.observe("deployment", record.name, "failing", {"reason": error.what, "fix": error.fix})
+        deployment.failed(error)
 
 
 class _Advance:
@@ -45,7 +49,7 @@ class _Advance:
 
     def step(self) -> None:
         """Look once and act once."""
-        name, lease_file = self.spec.name, lease.lease_file("deployment", self.spec.name)
+        name, lease_file = self.spec.name, self.ledger.lease_file("deployment", self.spec.name)
         started = "price" in self.record.status
         if self.record.desired.get("delete") or (started and lease.expired(lease_file)):
             reason = "" if self.record.desired.get("delete") else "its lease has passed and nobody renewed it"
@@ -58,14 +62,19 @@ class _Advance:
         if (models := self._models()) is not None:
             self._reconcile(models)
 
+    def failed(self, error: CloudAIError) -> None:
+        """Note an error; what was a moment's weakness is over at the next look."""
+        count = self.record.status.get("errors", 0) + 1
+        phase = "failing" if count >= _MOST_ERRORS else "starting" if self.record.phase == "queued" else self.record.phase
+        self._observe(phase, {"reason": error.what, "fix": error.fix, "errors": count})
+
     def _place(self) -> None:
-        offers = list(self.driver.offers(needs_of(self.spec)))
-        offer = choose(offers, self.spec.on)
-        if offer is None:
-            error = no_place(offers)
+        try:
+            offer = place(self.driver, needs_of(self.spec), self.record)
+        except PlacementError as error:
             self._observe("rejected", {"reason": error.what, "fix": error.fix})
             return
-        lease.renew(lease.lease_file("deployment", self.spec.name), self.spec.lease)
+        lease.renew(self.ledger.lease_file("deployment", self.spec.name), self.spec.lease)
         self._observe("starting", {"price": price_of(offer).to_json(), "place": offer.place, "started": time.time()})
 
     def _models(self) -> Mapping[str, Mapping[str, str]] | None:
@@ -111,7 +120,7 @@ class _Advance:
         argv = ["-m", "cloudai.serving.server", "--model", model["uri"], "--digest", model["digest"], "--name", self.spec.name]
         argv += ["--max-body", str(limits.max_body), "--max-in-flight", str(limits.max_in_flight)]
         argv += ["--timeout", str(limits.timeout), "--sample-rate", str(limits.sample_rate)]
-        argv += ["--lease-file", str(lease.lease_file("deployment", self.spec.name))]
+        argv += ["--lease-file", str(self.ledger.lease_file("deployment", self.spec.name))]
         threads = str(max(1, round(self.spec.resources.cpus)))
         env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
         wanted = Revision(RevisionId(revision), tuple(argv), env, needs_of(self.spec), self.spec.port)
@@ -137,7 +146,8 @@ class _Advance:
         broken = [row for row in rows if crashes.get(str(row["id"]), 0) >= _MOST_CRASHES and not row["ready"]]
         phase = "failing" if broken else "ready" if settled else "updating" if found.ready else "starting"
         reason = f"{broken[0]['id']} does not start: {broken[0]['reason']}" if broken else ""
-        status = {"url": found.url, "revisions": rows, "router": list(found.pids), "reason": reason, "crashes": dict(crashes)}
+        processes = {"url": found.url, "revisions": rows, "router": list(found.pids)}
+        status = {**processes, "reason": reason, "crashes": dict(crashes), "errors": 0}
         if phase != self.record.phase or any(self.record.status.get(key) != value for key, value in status.items()):
             self._observe(phase, status)
 

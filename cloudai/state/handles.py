@@ -83,7 +83,7 @@ class Handle(Shown):
     def _want(self, **change: object) -> None:
         """Say what the user wants now, and make sure that somebody hears it."""
         self._record = self._ledger.want(self._record.kind, self.name, change)
-        ensure_supervisor()
+        ensure_supervisor(self._ledger.home)
 
     def _hold(self) -> None:
         """Renew the lease and the sign that this process holds the object."""
@@ -91,7 +91,7 @@ class Handle(Shown):
             return
         self._renewed_at = time.monotonic()
         if self.lease_seconds is not None:
-            lease.renew(lease.lease_file(self._record.kind, self.name), self.lease_seconds)
+            lease.renew(self._ledger.lease_file(self._record.kind, self.name), self.lease_seconds)
         self._ledger.hold(self._record.kind, self.name)
 
 
@@ -116,5 +116,5 @@ def _run() -> None:
                 log.debug("%s could not be refreshed: %s", handle.ref, error.what)
             except Exception:
                 log.exception("%s could not be refreshed", handle.ref)
-        if alive:
-            ensure_supervisor()
+        for home in {handle._ledger.home for handle in alive}:  # noqa: SLF001  as above
+            ensure_supervisor(home)

@@ -53,9 +53,8 @@ def supervisor_pid(home: Path) -> int | None:
     return None
 
 
-def ensure_supervisor() -> None:
-    """Start a supervisor, detached from this process, unless one leads already."""
-    home = settings.current().home
+def ensure_supervisor(home: Path) -> None:
+    """Start a supervisor for a home, detached from this process, unless one leads there already."""
     if supervisor_pid(home) is not None or time.monotonic() - _started.get(home, -_START_AGAIN) < _START_AGAIN:
         return
     _started[home] = time.monotonic()
@@ -68,11 +67,12 @@ def ensure_supervisor() -> None:
             stderr=log,
             start_new_session=True,
             cwd=home,
-            env=os.environ | environment(),
+            env=os.environ | _environment(home),
         )
 
 
-def environment() -> dict[str, str]:
-    """Return the settings in force as environment variables, so that a child process sees the same."""
+def _environment(home: Path) -> dict[str, str]:
+    """Return the settings in force as environment variables, so that the supervisor sees the same."""
     now = settings.current()
-    return {f"CLOUDAI_{name.upper()}": str(getattr(now, name)) for name in settings.NAMES}
+    values = {f"CLOUDAI_{name.upper()}": str(getattr(now, name)) for name in settings.NAMES}
+    return values | {"CLOUDAI_HOME": str(home)}

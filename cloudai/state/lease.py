@@ -10,15 +10,9 @@ import json
 import time
 from pathlib import Path
 
-from cloudai import settings
 from cloudai.files import replace_file
 
-__all__ = ["expired", "lease_file", "remaining", "renew"]
-
-
-def lease_file(kind: str, name: str) -> Path:
-    """Return the file that holds the lease of an object."""
-    return settings.current().home / "leases" / f"{kind}-{name}.json"
+__all__ = ["expired", "remaining", "renew"]
 
 
 def renew(path: Path, seconds: float | None) -> None:

@@ -97,6 +97,15 @@ class Ledger:
         with self._write() as db:
             _prepare(db, path)
 
+    @property
+    def home(self) -> Path:
+        """The folder that the ledger lies in, with everything else that belongs to it."""
+        return self.path.parent
+
+    def lease_file(self, kind: str, name: str) -> Path:
+        """Return the file that holds the lease of an object."""
+        return self.home / "leases" / f"{kind}-{name}.json"
+
     def _db(self) -> sqlite3.Connection:
         db = getattr(self._local, "db", None)
         if db is None:

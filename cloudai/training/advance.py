@@ -13,7 +13,7 @@ from typing import Any
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import Job, JobId, JobStatus, Needs, Offer
 from cloudai.errors import CloudAIError, NotFoundError
-from cloudai.planning.plan import choose, no_place
+from cloudai.planning.plan import place
 from cloudai.planning.spending import price_of
 from cloudai.specs.training import TrainSpec
 from cloudai.state import lease
@@ -70,12 +70,9 @@ class _Advance:
 
     def _place(self) -> None:
         """Choose a place, note it, and start the first attempt."""
-        offers = list(registry.train_driver(self.spec.on).offers(needs_of(self.spec)))
-        offer = choose(offers, self.spec.on)
-        if offer is None:
-            raise no_place(offers)
+        offer = place(registry.train_driver(self.spec.on), needs_of(self.spec), self.record)
         self.files.folder.write(JOB, self.spec.model_dump_json().encode())
-        lease.renew(lease.lease_file("run", self.spec.name), self.spec.lease)
+        lease.renew(self.ledger.lease_file("run", self.spec.name), self.spec.lease)
         self._start("starting", {"price": price_of(offer).to_json(), "place": offer.place}, "")
 
     def _start(self, phase: str, change: Mapping[str, Any], event: str) -> None:
@@ -89,7 +86,7 @@ class _Advance:
         attempt = self.attempts[-1]
         folder = self.record.desired.get("folder", "")
         argv = ["-m", "cloudai.training.worker", "--store", self.spec.store, "--run", self.spec.name]
-        argv += ["--attempt", str(attempt["number"]), "--lease-file", str(lease.lease_file("run", self.spec.name))]
+        argv += ["--attempt", str(attempt["number"]), "--lease-file", str(self.ledger.lease_file("run", self.spec.name))]
         job = Job(attempt["job"], tuple(argv), _environment(self.spec), needs_of(self.spec), folder)
         offer = Offer(self.spec.on, str(self.record.status.get("place", "")), 0.0, "", "", "")
         registry.train_driver(self.spec.on).submit(job, offer, key=attempt["job"])
@@ -114,7 +111,7 @@ class _Advance:
             self.end("failed", reason=error["what"], fix=error["fix"], frames=error["frames"])
         elif status.phase == "cancelled" or self.record.desired.get("cancel"):
             self.end("cancelled", reason="cancelled")
-        elif lease.expired(lease.lease_file("run", self.spec.name)):
+        elif lease.expired(self.ledger.lease_file("run", self.spec.name)):
             self.end("cancelled", reason="its lease has passed and nobody renewed it", fix="attach and train again with lease=")
         else:
             self._come_back(status)

@@ -198,7 +198,7 @@ def total_steps(spec: TrainSpec) -> int | None:
     if spec.work.kind != "module":
         return None
     rows = spec.work.rows - int(spec.work.rows * spec.loop.validation)
-    return spec.loop.epochs * max(1, -(-rows // spec.loop.batch_size))
+    return spec.loop.epochs * loop.batches_of(rows, spec.loop.batch_size, spec.scaling.num_workers)
 
 
 def _lost_peer(error: Exception) -> bool:

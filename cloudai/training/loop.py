@@ -13,7 +13,7 @@ from cloudai.errors import DataError
 from cloudai.specs.training import Loop
 from cloudai.training.context import Context
 
-__all__ = ["fit", "split"]
+__all__ = ["batches_of", "fit", "split"]
 
 _CURVE = 200
 """A run reports about this many points of its loss."""
@@ -41,6 +41,15 @@ def split(rows: int, share: float, seed: int) -> Split:
     return Split(order[held:].sort().values, order[:held].sort().values)
 
 
+def batches_of(rows: int, batch_size: int, world_size: int) -> int:
+    """Return the optimiser steps of an epoch.
+
+    A rest of less than two rows for each worker joins the batch before: normalisation over a batch cannot work on one row.
+    """
+    whole, rest = divmod(rows, batch_size)
+    return max(1, whole + (rest >= 2 * world_size))
+
+
 def fit(module: torch.nn.Module, context: Context) -> dict[str, float]:
     """Train `module` on ``context.data`` and return its final metrics.
 
@@ -60,7 +69,7 @@ class _Fit:
         self.wrapped = context.wrap(module)
         self.optimizer = _optimizer(module, self.loop)
         self.loss = LOSSES[self.loop.loss]
-        self.batches = max(1, -(-len(self.rows.train) // self.loop.batch_size))
+        self.batches = batches_of(len(self.rows.train), self.loop.batch_size, context.world_size)
         self.epoch, self.batch, self.total, self.seen = 0, 0, 0.0, 0
         self.final: dict[str, float] = {}
 
@@ -95,7 +104,9 @@ class _Fit:
         return self.rows.train[torch.randperm(len(self.rows.train), generator=generator)]
 
     def _step(self, order: torch.Tensor) -> float:
-        rows = self._share(order[self.batch * self.loop.batch_size :][: self.loop.batch_size])
+        begin = self.batch * self.loop.batch_size
+        is_last = self.batch == self.batches - 1
+        rows = self._share(order[begin:] if is_last else order[begin : begin + self.loop.batch_size])
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(_squeezed(self.wrapped(self.inputs[rows]), self.loop), self.targets[rows])
         loss.backward()  # type: ignore[no-untyped-call]

@@ -83,6 +83,13 @@ class Report:
         """Add one process' value to a figure."""
         self.figures.setdefault(name, Figure(unit)).values.append(value)
 
+    def add_ratio(self, name: str, theirs: Figure, ours: Figure) -> None:
+        """Add how many times ours theirs is: the median over rounds where both took turns, else the ratio of the medians."""
+        if len(theirs.values) == len(ours.values):
+            self.ratios[name] = statistics.median(their / our for their, our in zip(theirs.values, ours.values, strict=True))
+        else:
+            self.ratios[name] = theirs.median / ours.median
+
     def show(self, machine: Mapping[str, Any]) -> None:
         """Print tables, and as the last line all of it as one JSON object."""
         print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))

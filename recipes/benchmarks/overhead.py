@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import compileall
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from measure import HERE, Aim, Report, machine, run_python, temporary_home
+from measure import HERE, Aim, Figure, Finished, Report, machine, run_python, temporary_home
 
 IMPORT_AIM_MS = 60.0
 CALL_AIM_MS = 100.0
@@ -98,26 +97,31 @@ def measure_imports(report: Report, home: Path, scale: Scale) -> None:
 
 
 def measure_first_steps(report: Report, home: Path, data: Path, scale: Scale) -> None:
-    """Measure from a call or a process' start to the first optimiser step, side by side."""
+    """Measure from a call or a process' start to the first optimiser step; the sides take turns."""
     for number in range(scale.dear):
-        report.add("first step, plain script", "s", first_step(home, "side_plain.py", data))
+        plain = run_python(home, "side_plain.py", str(data))
+        report.add("first step, plain script", "s", first_step(plain))
+        report.add("first step, plain script, after its imports", "s", plain.answer["first_step"] - plain.answer["imported"])
         measure_session(report, home / f"session-{number}", data, recovery=scale.recovery)
-        if "ray" in installed_peers():
-            report.add(f"first step, {RAY_SIDES[0]}", "s", first_step(home, "side_ray.py", data, "0"))
-    if "ray" not in installed_peers():
-        report.skipped |= {f"first step, {side}": "ray is not installed" for side in RAY_SIDES.values()}
-    elif not scale.ray_workers:
+        measure_ray(report, home, data, 0)
+    for _ in range(scale.ray_workers):
+        measure_ray(report, home, data, 1)
+    if not scale.ray_workers:
         report.skipped[f"first step, {RAY_SIDES[1]}"] = "it takes half a minute: not with --quick"
-    else:
-        for _ in range(scale.ray_workers):
-            report.add(f"first step, {RAY_SIDES[1]}", "s", first_step(home, "side_ray.py", data, "1"))
     if not scale.recovery:
-        report.skipped["recovery"] = "not with --quick"
+        report.skipped["worker killed (-9) → next step"] = "not with --quick"
 
 
-def first_step(home: Path, script: str, data: Path, *argv: str) -> float:
+def measure_ray(report: Report, home: Path, data: Path, workers: int) -> None:
+    name = f"first step, {RAY_SIDES[workers]}"
+    if "ray" in installed_peers():
+        report.add(name, "s", first_step(run_python(home, "side_ray.py", str(data), str(workers))))
+    else:
+        report.skipped[name] = "ray is not installed"
+
+
+def first_step(done: Finished) -> float:
     """Return the seconds from the start of a script to its first optimiser step."""
-    done = run_python(home, script, str(data), *argv)
     return float(done.answer["first_step"] - done.started)
 
 
@@ -137,22 +141,15 @@ def measure_session(report: Report, home: Path, data: Path, *, recovery: bool) -
 
 def add_ratios(report: Report) -> None:
     """Add the headline: how many times ours each peer takes."""
-    report.ratios |= dict(_import_ratios(report)) | dict(_first_step_ratios(report))
-
-
-def _import_ratios(report: Report) -> Iterator[tuple[str, float]]:
-    ours = max(LEAST_MS, report.figures["import cloudai, CPU"].median)
+    imported = Figure("ms", [max(LEAST_MS, report.figures["import cloudai, CPU"].median)])
     for name in installed_peers():
-        yield f"import {name} / import cloudai, CPU", report.figures[f"import {name}, CPU"].median / ours
-
-
-def _first_step_ratios(report: Report) -> Iterator[tuple[str, float]]:
+        report.add_ratio(f"import {name} / import cloudai, CPU", report.figures[f"import {name}, CPU"], imported)
     for state in ("cold", "warm"):
-        ours = report.figures[f"first step, cloudai {state}"].median
+        ours = report.figures[f"first step, cloudai {state}"]
         for side in ("plain script", *RAY_SIDES.values()):
             name = f"first step, {side}"
             if name in report.figures:
-                yield f"{name} / cloudai {state}", report.figures[name].median / ours
+                report.add_ratio(f"{name} / cloudai {state}", report.figures[name], ours)
 
 
 def add_aims(report: Report) -> None:

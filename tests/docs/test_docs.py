@@ -1,0 +1,146 @@
+"""What the documentation says is so: its code runs, its commands, names and links exist, its lists are complete."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import tomllib
+
+import psutil
+import pytest
+from docs import generate
+from tests.conftest import processes_of
+from tests.docs import pages
+
+import cloudai
+from cloudai import cli, errors, settings
+
+RUNNABLE = [page for page in pages.PAGES if pages.runnable(page)]
+SLOW = {"docs/how-to/train-with-several-workers.md": "starts a Ray cluster"}
+FIRST = pages.ROOT / "README.md"
+"""Trains the model that other pages load."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """One home for all pages: those after the first find the models that it made, and every page must leave nothing alive."""
+    folder = tmp_path_factory.mktemp("docs") / "home"
+    yield folder
+    for process in processes_of(folder):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def first(home, tmp_path_factory):
+    return pages.run(FIRST, home, tmp_path_factory.mktemp("first"))
+
+
+def _case(page):
+    marks = [pytest.mark.slow] if pages.name_of(page) in SLOW else []
+    return pytest.param(page, id=pages.name_of(page), marks=marks)
+
+
+@pytest.mark.parametrize("page", [_case(page) for page in RUNNABLE])
+def test_the_code_of_a_page_runs_and_prints_what_the_page_says(page, home, first, tmp_path):
+    code, output, problems = first if page == FIRST else pages.run(page, home, tmp_path)
+    assert code == 0, f"{pages.name_of(page)}:\n{problems[-3000:]}"
+    was = pages.printed(output)
+    for line, said in pages.promised(page).items():
+        assert pages.agrees(said, was[line]), f"{pages.name_of(page)}, line {line} printed:\n{was[line]}\nThe page says:\n{said}"
+    assert not processes_of(home), "the page leaves processes behind"
+
+
+def test_a_page_that_lies_is_noticed():
+    assert pages.agrees("a … c\n…\nd\n", "a b c\nx\ny\nd\n")
+    assert not pages.agrees("a … c\n", "a b d\n")
+    assert not pages.agrees("a\n", "a\nb\n")
+
+
+def test_few_blocks_are_not_run_and_each_says_why():
+    left_out = [(pages.name_of(page), block.not_run) for page in pages.PAGES for block in pages.blocks(page) if block.not_run]
+    assert len(left_out) <= 3, left_out
+    assert all(len(reason) > 10 for _, reason in left_out)
+
+
+def test_the_example_of_the_readme_has_at_most_forty_lines():
+    lengths = [block.text.count("\n") for block in pages.blocks(FIRST) if block.kind == "python"]
+    assert max(lengths) <= 40
+
+
+@pytest.mark.parametrize("page", generate.pages(), ids=pages.name_of)
+def test_generated_parts_are_as_the_code_is_now(page):
+    text = page.read_text(encoding="utf-8")
+    assert generate.rendered(text) == text, "run `python docs/generate.py`"
+
+
+def _said() -> dict[str, str]:
+    return {pages.name_of(page): page.read_text(encoding="utf-8") for page in pages.PAGES}
+
+
+def test_every_make_target_that_is_named_exists():
+    makefile = (pages.ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    named = {(page, target) for page, text in _said().items() for target in re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)}
+    assert named
+    assert {target for _, target in named} <= targets, named
+
+
+def test_every_command_line_that_is_shown_can_be_parsed():
+    shown = [line for page in pages.PAGES for block in pages.blocks(page) if block.kind == "shell" for line in block.text.splitlines()]
+    shown += [line for text in _said().values() for line in re.findall(r"`(cloudai (?!\.)[a-z][^`\n\[]*)`", text)]
+    commands = [shlex.split(line)[1:] for line in shown if line.startswith("cloudai ")]
+    assert len(commands) > 8
+    for command in commands:
+        cli._parser().parse_args(command)
+
+
+def test_every_extra_that_is_named_exists():
+    extras = tomllib.loads((pages.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    named = {extra for text in _said().values() for extra in re.findall(r"cloudai\[(\w+)\]", text)}
+    assert named <= set(extras), named - set(extras)
+
+
+def test_every_public_name_setting_error_and_command_appears():
+    text = "".join(_said().values())
+    commands = generate._subparsers(cli._parser())
+    names = [*cloudai.__all__, *settings.NAMES, *errors.__all__, *(f"cloudai {command}" for command in commands)]
+    assert [name for name in names if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)] == []
+
+
+def test_every_dotted_name_that_is_mentioned_exists():
+    mentioned = {name for text in _said().values() for name in re.findall(r"`cloudai\.(\w+)", text)}
+    rooms = {path.stem for path in (pages.ROOT / "cloudai").iterdir()}
+    assert mentioned <= {*dir(cloudai), *rooms}, mentioned - {*dir(cloudai), *rooms}
+
+
+def _anchors(text: str) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=pages.name_of)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"\w+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), target
+        if anchor:
+            assert anchor in _anchors(found.read_text(encoding="utf-8")), target
+
+
+def test_every_page_is_reached_from_the_index():
+    index = (pages.ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    linked = {(pages.ROOT / "docs" / target.partition("#")[0]).resolve() for target in re.findall(r"\]\(([^)\s]+)\)", index)}
+    unlinked = [p for p in pages.PAGES if (pages.ROOT / "docs") in p.parents and p.parent.name != "adr" and p not in linked]
+    assert [pages.name_of(page) for page in unlinked if page.name != "README.md"] == []
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=pages.name_of)
+def test_nothing_names_a_machine(page):
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"(?<![\w.~>])/(?:home|root|work|Users|mnt)/", text)
+    assert not re.search(r"\b(?:192\.168|10\.\d+|172\.16)\.\d+\.\d+\b", text)
