@@ -264,7 +264,8 @@ def ps() -> Inventory:
 def costs() -> Inventory:
     """List what everything has cost so far, the ended included."""
     ledger = open_ledger()
-    return Inventory(ledger, [_ledgered(ledger, record) for record in ledger.records() if record.kind != "monitor"], title="Costs")
+    records = [record for record in ledger.records() if record.kind != "monitor"]
+    return Inventory(ledger, [_ledgered(ledger, record) for record in records], title="Costs")
 
 
 def cleanup() -> Cleanup:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from cloudai.display import Card, Shown, Table, nearest
 from cloudai.errors import SpecError
@@ -144,7 +145,13 @@ def _read(name: str, value: Any, kind: Callable[[Any], Any], source: str) -> Any
         raise SpecError(
             f"the setting {name!r} cannot be {value!r} (from {source})", fix=f"give a value like {_DEFAULTS[name]!r}"
         ) from None
+    if name in ("store", "tracking") and "@" in urlsplit(str(read)).netloc:
+        # it would be copied into jobs, logs and reprs
+        raise SpecError(f"the setting {name!r} holds a user name or password (from {source})", fix=_CREDENTIALS)
     return read
+
+
+_CREDENTIALS = "leave them out; MLflow reads MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, stores read their own variables"
 
 
 def _project_table(start: Path) -> tuple[dict[str, Any], str]:

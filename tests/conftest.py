@@ -24,11 +24,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("CLOUDAI_HOME", str(folder))
     monkeypatch.setenv("CLOUDAI_TRACKING", "none")
     monkeypatch.setenv("CLOUDAI_SUPERVISOR_IDLE", "5s")
-    from cloudai.drivers import registry
-
-    registry.get.cache_clear()  # the local driver remembers its home
     yield folder
-    registry.get.cache_clear()
     for process in processes_of(folder):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

@@ -62,6 +62,13 @@ def test_unknown_names_and_unreadable_values_say_where_they_came_from(monkeypatc
         settings.current()
 
 
+def test_a_password_in_an_address_is_refused_and_not_repeated(monkeypatch):
+    monkeypatch.setenv("CLOUDAI_TRACKING", "https://me:hunter2@mlflow.example.org")
+    with pytest.raises(SpecError, match="holds a user name or password") as caught:
+        settings.current()
+    assert "hunter2" not in str(caught.value)
+
+
 def test_a_refused_keyword_changes_nothing():
     with pytest.raises(SpecError):
         settings.configure(currency="EUR", local_price_per_hour="cheap")

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cloudai.artifacts.model import Model
 from cloudai.display import Card, Curve, duration
@@ -66,7 +67,7 @@ class Run(Handle):
         self.lease_seconds = self.spec.lease
         self._journal = JournalReader(RunFiles(self.spec).folder)
         self._rows: list[Row] = []
-        self._worker: Mapping[str, int | None] = {}
+        self._worker: Mapping[str, Any] = {}
         super().__init__(ledger, record)
 
     def __repr__(self) -> str:
@@ -220,10 +221,17 @@ class Run(Handle):
                 f"{restarts}" + (f", the last from step {status.resumed_from}" if restarts and status.resumed_from else ""),
             ),
             ("spent", str(self.cost)),
+            ("tracked in", self._tracked_in()),
             ("exact", "yes, bit for bit" if self.exact else f"not promised: {self.why_not_exact}"),
         ]
         note = f"as of {self.age}; cloudai.attach({self.ref!r}) brings it back"
         return Card(f"Run {self.name}", facts, curves=self._curves(), notes=[note])
+
+    def _tracked_in(self) -> str:
+        if self.spec.tracking == "none":
+            return "nothing"
+        problem = self._worker.get("tracking")
+        return self.spec.tracking + (f", which is behind: {problem}" if problem else "")
 
     def _curves(self) -> list[Curve]:
         return [Curve(name, *self.history(name)) for name in _LOSSES if len(self.history(name)[0]) > 1][:2]

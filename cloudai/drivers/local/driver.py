@@ -54,9 +54,19 @@ class LocalDriver:
     )
 
     def __init__(self, root: Path | None = None) -> None:
-        root = root or settings.current().home / "local"
-        self._jobs = Processes(root / "jobs")
-        self._deployments = Deployments(root / "deployments")
+        self._root = root
+
+    @property
+    def _jobs(self) -> Processes:
+        return Processes(self._folder / "jobs")
+
+    @property
+    def _deployments(self) -> Deployments:
+        return Deployments(self._folder / "deployments")
+
+    @property
+    def _folder(self) -> Path:
+        return self._root or settings.current().home / "local"  # looked up each time: the home may be changed
 
     def check(self) -> Iterable[Problem]:
         """Say what is missing here."""
