@@ -7,6 +7,7 @@ describe themselves in `card`; they never touch the network while they do so.
 from __future__ import annotations
 
 import html
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -195,15 +196,15 @@ def _indent(text: str) -> str:
     return "\n".join("  " + line for line in text.split("\n"))
 
 
-class Shown:
+class Shown(ABC):
     """An object with a card: one line as ``repr``, the whole card as ``str``, text and HTML in a notebook."""
 
     live: Callable[[Any], Any] | None = None
     """Set by `cloudai.widgets.enable`, so that displaying an object shows its live widget."""
 
+    @abstractmethod
     def card(self) -> Card:
         """Describe the object from its last snapshot."""
-        raise NotImplementedError
 
     def __str__(self) -> str:
         return self.card().text()

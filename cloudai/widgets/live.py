@@ -38,8 +38,9 @@ _IDLE = "#8a8a8a"
 class LiveView(Shown):
     """A widget that shows a handle's card and follows it until it ends or the view is closed.
 
-    It works in a thread of its own, so it stays live while a cell runs, and it never blocks one. The controls are above the
-    card: they stay where they are while the card grows.
+    It works in a thread of its own, so it stays live while a cell runs, and it never blocks one. What is clicked happens at
+    once with JupyterLab 4.4 and ipykernel 7 or newer; before them, when the cell that runs has ended. The controls are above
+    the card: they stay where they are while the card grows.
 
     Parameters
     ----------
@@ -51,10 +52,11 @@ class LiveView(Shown):
 
     def __init__(self, handle: Handle, controls: Sequence[ipywidgets.Widget]) -> None:
         self.handle = handle
-        self._phase = ipywidgets.HTML(layout={"min_width": "8em"})
+        self._controls = list(controls)
+        self._phase = ipywidgets.HTML(layout={"min_width": "7em"})
         self._problem = ipywidgets.HTML(layout={"display": "none"})
         self._picture = ipywidgets.HTML()
-        row = ipywidgets.HBox([self._phase, *controls], layout={"flex_flow": "row wrap", "align_items": "center"})
+        row = ipywidgets.HBox([self._phase, *self._controls], layout={"flex_flow": "row wrap", "align_items": "center"})
         self.box = ipywidgets.VBox([row, self._problem, self._picture])
         self._parts = [self.box, row, *row.children, self._problem, self._picture]
         self._closed = threading.Event()
@@ -78,11 +80,15 @@ class LiveView(Shown):
     def paint(self) -> None:
         """Show the last snapshot; only what has changed is sent."""
         with self._paint_lock:
+            if self.closed:
+                return
             phase = self.handle.phase
             colour = _COLOURS.get(phase, _IDLE)
             assign(self._phase, value=f"<span style='color:{colour}' aria-hidden='true'>●</span> <b>{html.escape(phase)}</b>")
             assign(self._picture, value=self.card().html())
             self.update_controls()
+            for control in self._controls:
+                _hear_while_busy(control)
 
     def update_controls(self) -> None:
         """Enable what can be done now, and disable the rest."""
@@ -90,8 +96,9 @@ class LiveView(Shown):
     def close(self) -> None:
         """Stop following, and take the widget away."""
         self._closed.set()
-        for part in self._parts:
-            part.close()
+        with self._paint_lock:
+            for part in self._parts:
+                part.close()
 
     def button(self, label: str, tooltip: str, act: Callable[[], Any], style: str = "") -> ipywidgets.Button:
         """Return a button that does something and shows the error if that fails."""
@@ -144,6 +151,16 @@ class LiveView(Shown):
         """Give the widget, and the card for front ends and readers that cannot show it."""
         widget = {} if self.closed else self.box._repr_mimebundle_() or {}
         return {**widget, **super()._repr_mimebundle_(include, exclude)}
+
+
+def _hear_while_busy(widget: ipywidgets.Widget) -> None:
+    """Let a widget hear the browser while a cell runs.
+
+    JupyterLab sends what is clicked to a subshell. ipykernel 7.4.0 redirects it to the shell that last wrote to the widget: the
+    cell's, which is busy. Without its note of who wrote, the message goes where it was sent, as in 7.0 to 7.3.
+    """
+    if widget.comm is not None:
+        vars(widget.comm).pop("_reply_subshell_id", None)
 
 
 def assign(widget: Any, **values: Any) -> None:

@@ -24,9 +24,8 @@ class RolloutView(LiveView):
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
         self._percent = 0
-        self.share = ipywidgets.IntSlider(
-            min=0, max=100, description="canary %", continuous_update=False, layout={"width": "360px"}
-        )
+        layout, style = {"width": "300px"}, {"description_width": "5em"}
+        self.share = ipywidgets.IntSlider(max=100, description="canary %", continuous_update=False, layout=layout, style=style)
         self.share.observe(self._share_moved, "value")
         self.promote = self.button("Promote", "Give the canary all the traffic", deployment.promote, "primary")
         self.rollback = self.button("Roll back", "Go back to the revision before", deployment.rollback)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -67,7 +68,7 @@ def run(page: Path, home: Path, folder: Path) -> tuple[int, str, str]:
 def promised(page: Path) -> dict[int, str]:
     """Return what the page says that its blocks print: an ``output`` block belongs to the code before it."""
     found = blocks(page)
-    return {code.line: said.text for code, said in zip(found, found[1:], strict=False) if said.kind == "output"}
+    return {code.line: said.text for code, said in itertools.pairwise(found) if said.kind == "output"}
 
 
 def printed(output: str) -> dict[int, str]:

@@ -9,12 +9,15 @@ import tomllib
 
 import psutil
 import pytest
+
+import cloudai
+from cloudai import CheckpointPolicy, DriftPolicy, ServerLimits, cli, errors, settings
+from cloudai.serving.router import RouterOptions
+from cloudai.specs.monitoring import MonitorSpec
+from cloudai.specs.training import FailurePolicy
 from docs import generate
 from tests.conftest import processes_of
 from tests.docs import pages
-
-import cloudai
-from cloudai import cli, errors, settings
 
 RUNNABLE = [page for page in pages.PAGES if pages.runnable(page)]
 SLOW = {"docs/how-to/train-with-several-workers.md": "starts a Ray cluster"}
@@ -48,7 +51,9 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_says(page, home, first
     assert code == 0, f"{pages.name_of(page)}:\n{problems[-3000:]}"
     was = pages.printed(output)
     for line, said in pages.promised(page).items():
-        assert pages.agrees(said, was[line]), f"{pages.name_of(page)}, line {line} printed:\n{was[line]}\nThe page says:\n{said}"
+        assert pages.agrees(said, was[line]), (
+            f"{pages.name_of(page)}, line {line} printed:\n{was[line]}\nThe page says:\n{said}"
+        )
     assert not processes_of(home), "the page leaves processes behind"
 
 
@@ -82,13 +87,21 @@ def _said() -> dict[str, str]:
 def test_every_make_target_that_is_named_exists():
     makefile = (pages.ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-    named = {(page, target) for page, text in _said().items() for target in re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)}
+    named = {
+        (page, target) for page, text in _said().items() for target in re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)
+    }
     assert named
     assert {target for _, target in named} <= targets, named
 
 
 def test_every_command_line_that_is_shown_can_be_parsed():
-    shown = [line for page in pages.PAGES for block in pages.blocks(page) if block.kind == "shell" for line in block.text.splitlines()]
+    shown = [
+        line
+        for page in pages.PAGES
+        for block in pages.blocks(page)
+        if block.kind == "shell"
+        for line in block.text.splitlines()
+    ]
     shown += [line for text in _said().values() for line in re.findall(r"`(cloudai (?!\.)[a-z][^`\n\[]*)`", text)]
     commands = [shlex.split(line)[1:] for line in shown if line.startswith("cloudai ")]
     assert len(commands) > 8
@@ -113,6 +126,44 @@ def test_every_dotted_name_that_is_mentioned_exists():
     mentioned = {name for text in _said().values() for name in re.findall(r"`cloudai\.(\w+)", text)}
     rooms = {path.stem for path in (pages.ROOT / "cloudai").iterdir()}
     assert mentioned <= {*dir(cloudai), *rooms}, mentioned - {*dir(cloudai), *rooms}
+
+
+def test_the_tutorial_has_the_steps_of_the_recipe():
+    recipe = (pages.ROOT / "recipes" / "quickstart.py").read_text(encoding="utf-8")
+    tutorial = (pages.ROOT / "docs" / "tutorials" / "quickstart.md").read_text(encoding="utf-8")
+    done = re.findall(r'heading\("(\d+\. .*)"\)', recipe)
+    told = re.findall(r"^## (\d+\. .*)$", tutorial, re.MULTILINE)
+    assert done
+    assert [step for step, title in zip(done, told, strict=True) if not step.startswith(title)] == []
+
+
+def test_the_numbers_on_the_pages_are_those_of_the_code():
+    limits, router = ServerLimits(), RouterOptions(state=pages.ROOT)
+    said = {
+        "docs/reference/http.md": [
+            f"| `max_body` | {limits.max_body >> 20} MiB |",
+            f"| `max_in_flight` | {limits.max_in_flight} requests at once |",
+            f"| `timeout` | {limits.timeout:g} s for one request |",
+            f"The router takes {router.max_in_flight} requests at once, bodies of {router.max_body >> 20} MiB",
+            f"{router.timeout:g} seconds for each",
+            f"for up to {router.drain_timeout:g} seconds",
+        ],
+        "docs/how-to/monitor-drift.md": [f"`min_rows` ({DriftPolicy().min_rows})", "5 minutes by default"],
+        "docs/explanation/drift.md": [f"`alarm_rate` ({DriftPolicy().alarm_rate})"],
+        "docs/how-to/train-your-own-loop.md": [f"{FailurePolicy().max_failures} times by default"],
+        "docs/explanation/exactness.md": [f"{CheckpointPolicy().every:g} seconds by default"],
+    }
+    pieces = [(page, piece) for page, found in said.items() for piece in found]
+    assert MonitorSpec().every == 300
+    assert [piece for page, piece in pieces if piece not in _said()[page]] == []
+
+
+def test_every_file_that_the_pages_leave_behind_is_explained(home, first):
+    said = _said()["docs/reference/files.md"]
+    folders = [home, home / "local", home / "store", *(home / "store" / "runs").iterdir(), *(home / "local" / "jobs").iterdir()]
+    names = {path.name.removesuffix("-wal").removesuffix("-shm") for folder in folders for path in folder.iterdir()}
+    assert {"log", "exit", "status.json"} < names
+    assert {name for name in names if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", said)} == set()
 
 
 def _anchors(text: str) -> set[str]:

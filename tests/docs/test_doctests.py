@@ -12,7 +12,9 @@ import cloudai
 
 PACKAGE = Path(cloudai.__file__).parent
 MODULES = [
-    "cloudai" if path == PACKAGE / "__init__.py" else "cloudai." + path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
+    "cloudai"
+    if path == PACKAGE / "__init__.py"
+    else "cloudai." + path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
     for path in sorted(PACKAGE.rglob("*.py"))
     if ">>>" in path.read_text(encoding="utf-8")
 ]

@@ -44,7 +44,7 @@ def visit(tmp_path_factory):
 def environment(folder: Path) -> dict[str, str]:
     """The environment without our settings, and with Jupyter's and IPython's files in a folder of their own."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("CLOUDAI_")}
-    return {**ours, "IPYTHONDIR": str(folder / "ipython"), "JUPYTER_RUNTIME_DIR": str(folder / "runtime"), "COLUMNS": "120"}
+    return {**ours, "IPYTHONDIR": str(folder / "ipython"), "JUPYTER_RUNTIME_DIR": str(folder / "runtime")}
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +54,12 @@ def in_nbval(visit):
     for notebook in NOTEBOOKS:
         copy = visit(notebook)
         command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", copy.name]
-        started[notebook] = subprocess.Popen(
+        process = subprocess.Popen(
             command, cwd=copy.parent, env=environment(copy.parent), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+        started[notebook] = process, copy.parent
     yield started
-    for process in started.values():
+    for process, _ in started.values():
         process.kill()
         process.communicate()
 
@@ -174,12 +175,18 @@ def test_as_html_it_has_the_tables_the_curve_and_the_words(resumed):
     assert re.search(r'<svg aria-label="loss: [^"]+ over step [^"]+"[^>]*>\s*<polyline', seen)
     words = ["Why not", "succeeded", "bit for bit", "float32[n, 64]", "canary", "input[20]", "retrain", "Alive: nothing"]
     assert not [word for word in words if word.lower() not in seen.lower()]
-    assert str(resumed.folder) not in seen, "nobody's paths are in what is shown"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_passes_nbval_and_leaves_nothing_behind(in_nbval, path):
-    process = in_nbval[path]
+    process, folder = in_nbval[path]
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 0, output
-    assert processes_of(Path(process.args[-1])) == []
+    assert [process.cmdline() for process in processes_of(folder / ".cloudai")] == []
+
+
+def test_it_can_be_visited_again(resumed):
+    resumed.run("setup", "attach")
+    resumed.run("deploy", "predict")
+    resumed.run("cleanup", "cleanup")
+    assert "Alive: nothing" in resumed.shown("cleanup")["text/plain"]

@@ -14,16 +14,16 @@ import cloudai
 from tests.conftest import wait_until
 from tests.widgets.lab import CHROMIUM, FLAGS, Lab, Page
 
+sync_api = pytest.importorskip("playwright.sync_api")
+
 CELLS = {
     "train": """
-import time, cloudai
+import time, torch, cloudai
 
-def learn(context):
-    for step in range(1, 100_000):
-        time.sleep(0.02)
-        context.report({"loss": 2 / step**0.5, "accuracy": 1 - 1 / step**0.5})
-
-run = cloudai.train(learn, name="digits-run", lease="5m")
+inputs = torch.randn(1200, 64)
+data = inputs, inputs[:, :10].argmax(dim=1)
+network = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+run = cloudai.train(network, data, name="digits-run", epochs=4000, lease="5m")
 cloudai.widgets.show(run)
 """.strip(),
     "rollout": 'cloudai.widgets.show(cloudai.attach("deployment/digits"))',
@@ -35,10 +35,7 @@ TRAIN, ROLLOUT, BUSY = range(3)
 @pytest.fixture
 def page(deployment, tmp_path):
     """The notebook, all of whose cells were started, in a browser."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
-    with Lab(tmp_path / "lab", CELLS) as lab, playwright.sync_playwright() as driver:
+    with Lab(tmp_path / "lab", CELLS) as lab, sync_api.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         opened = Page(browser, lab.url)
         try:
@@ -56,11 +53,13 @@ def take_pictures(page: Page, tmp_path: Path) -> None:
     for theme in ("Dark", "Light"):
         page.command("apputils:change-theme", theme=f"JupyterLab {theme}")
         page.page.locator(f"body[data-jp-theme-light={str(theme == 'Light').lower()}]").wait_for(state="attached")
+        page.page.locator("#jupyterlab-splash").wait_for(state="detached")
         for name, cell in {"run": TRAIN, "rollout": ROLLOUT}.items():
             page.cell(cell).locator(".jp-OutputArea-output").screenshot(path=folder / f"{name}-{theme.lower()}.png")
 
 
 @pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
 def test_widgets_follow_and_act_while_a_cell_is_busy(page, deployment, tmp_path):
     run, rollout = page.cell(TRAIN), page.cell(ROLLOUT)
     run.locator("svg[role=img]").first.wait_for(timeout=60_000)
@@ -68,7 +67,6 @@ def test_widgets_follow_and_act_while_a_cell_is_busy(page, deployment, tmp_path)
     wait_until(lambda: page.running(BUSY), what="the busy cell")
     deployment.wait()
     rollout.get_by_text("● ready").wait_for()
-    take_pictures(page, tmp_path)
 
     slider = rollout.locator(".noUi-handle")
     slider.focus()
@@ -76,6 +74,7 @@ def test_widgets_follow_and_act_while_a_cell_is_busy(page, deployment, tmp_path)
         slider.press("ArrowRight")
     wait_until(lambda: deployment.traffic == {"v1.0.0": 75, "v1.0.1": 25}, what="the slider's traffic")
     rollout.get_by_role("cell", name="25 %").wait_for()
+    take_pictures(page, tmp_path)
     rollout.get_by_role("button", name="Promote").press("Enter")
     wait_until(lambda: deployment.traffic == {"v1.0.1": 100}, what="the promotion")
     rollout.get_by_role("button", name="Roll back").click()

@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -146,10 +145,6 @@ class Processes:
                 os.killpg(group, signal.SIGKILL)
         while (now := self.look(key)) is not None and now.alive:
             time.sleep(0.01)
-
-    def forget(self, key: str) -> None:
-        """Remove the folder of a process that has ended."""
-        shutil.rmtree(self.folder(key), ignore_errors=True)
 
     def log_lines(self, key: str, *, follow: bool) -> Iterator[str]:
         """Read the lines that the process wrote; with `follow`, until it ends."""
