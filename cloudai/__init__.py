@@ -1,4 +1,4 @@
-"""Train, deploy and monitor models from one notebook: on a laptop, Ray, Kubernetes, serverless platforms and edge devices.
+"""Train, deploy and monitor models from one notebook.
 
 >>> import cloudai
 >>> cloudai.__version__

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 from cloudai import settings
-from cloudai.artifacts import versions
-from cloudai.artifacts.model import Model
+from cloudai.artifacts.model import Model, find_model
 from cloudai.artifacts.store import Store
 from cloudai.display import nearest
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import Driver, Needs, Offer
-from cloudai.errors import MissingExtraError, NotFoundError, SpecError
+from cloudai.errors import MissingExtraError, SpecError
 from cloudai.inventory import Cleanup, Inventory, Ledgered
 from cloudai.monitoring.monitor import Monitor
 from cloudai.monitoring.monitor import advance as advance_monitor
@@ -111,8 +110,8 @@ def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
     **options
         ``name`` (of the run; by default one is made up), ``model_name``, ``on`` (the driver, ``"local"``), ``config`` (for
         your function), ``seed``, ``num_workers``, ``resources``, ``checkpoint``, ``max_failures`` (how often a killed
-        worker comes back), ``lease``; for a module also ``loss``, ``optimizer``, ``lr``, ``weight_decay``, ``epochs``,
-        ``batch_size``, ``validation``.
+        worker comes back), ``lease`` (how long it goes on when no live handle renews it; ``None`` for ever). For a module
+        also ``loss``, ``optimizer``, ``lr``, ``weight_decay``, ``epochs``, ``batch_size``, ``validation``.
 
     Returns
     -------
@@ -153,6 +152,7 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
     IntegrityError
         If the model was tampered with.
     """
+    _refuse_unknown("deploy", options, DeployOptions)
     ledger = open_ledger()
     model = load_model(model) if isinstance(model, str) else model
     revision, entry = _revision(model)
@@ -242,17 +242,7 @@ def load_model(ref: str) -> Model:
     IntegrityError
         If it is not what was recorded.
     """
-    name, _, version = ref.partition("@")
-    known = {found: (uri, digest) for _, found, uri, digest in open_ledger().models(name)}
-    if not known and ("/" in ref or Path(ref).is_dir()):
-        return Model.open(ref)
-    if not known:
-        names = sorted({entry[0] for entry in open_ledger().models()})
-        raise NotFoundError(f"there is no model {name!r}", fix=nearest(name, names))
-    version = version or versions.latest(list(known))
-    if version not in known:
-        raise NotFoundError(f"there is no version {version!r} of {name!r}", fix=nearest(version, list(known)))
-    return Model.open(*known[version])
+    return find_model(open_ledger(), ref)
 
 
 def ps() -> Inventory:
@@ -282,18 +272,13 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
     """Check everything, and write nothing."""
     now = settings.current()
     loop_options = {key: value for key, value in options.items() if key in Loop.model_fields}
-    others = {key: value for key, value in options.items() if key not in Loop.model_fields}
-    unknown = set(others) - set(TrainOptions.__annotations__)
-    if unknown:
-        first = min(unknown)
-        raise SpecError(f"train() has no option {first!r}", fix=nearest(first, list(TrainOptions.__annotations__)))
+    _refuse_unknown("train", options, TrainOptions)
     loop = Loop.of(**loop_options)
     if registry.train_driver(options.get("on", "local")).capabilities.here:
         _require("training", "train", "torch")
         if options.get("num_workers", 1) != 1:
             _require("training with several workers", "ray", "ray")
     base = options.get("model_name") or base_name(work)
-    lease = options.get("lease")
     spec = TrainSpec.of(
         name=options.get("name") or f"{base}-{secrets.token_hex(2)}",
         work=Work(kind="function"),
@@ -306,7 +291,7 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
         scaling=ScalingPolicy.of(num_workers=options.get("num_workers", 1)),
         checkpoint=options.get("checkpoint", CheckpointPolicy()),
         failure=FailurePolicy.of(max_failures=options.get("max_failures", 3)),
-        lease=now.run_lease if lease is None else lease,
+        lease=options.get("lease", now.run_lease),
         store=now.store,
         tracking=now.tracking,
     )
@@ -354,6 +339,14 @@ def _require(act: str, extra: str, *packages: str) -> None:
             raise MissingExtraError(f"{act} needs {package}, which is not installed", fix=f'pip install "cloudai[{extra}]"')
 
 
+def _refuse_unknown(verb: str, options: Mapping[str, Any], known: type) -> None:
+    """Raise `SpecError` for an option that the verb does not have."""
+    names = list(known.__annotations__)
+    for name in options:
+        if name not in names:
+            raise SpecError(f"{verb}() has no option {name!r}", fix=nearest(name, names))
+
+
 def _refuse_options(what: str, data: Any, options: Mapping[str, Any]) -> None:
     if data is not None or options:
         given = min(options) if options else "data"
@@ -370,7 +363,7 @@ def _revision(model: Model | Run) -> tuple[str, Mapping[str, str]]:
         if not model.ended:
             return f"run-{model.name}", {"run": model.name}
         return _revision(model.model)
-    raise SpecError(f"cannot deploy a {type(model).__name__}", fix="give a Model, a Run or a model's name")
+    raise SpecError(f"cannot deploy {type(model).__name__}", fix="give a Model, a Run or a model's name")
 
 
 def _offers(needs: Needs, on: str) -> list[Offer]:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cloudai import settings
 from cloudai.display import Card, Shown, Table, duration, money
 from cloudai.errors import NotReadyError
 from cloudai.planning.spending import Spending
@@ -75,17 +74,24 @@ class Inventory(Shown):
         return len(self.entries)
 
     @property
-    def total(self) -> float:
-        """What all of it has cost, in the currency of the settings."""
-        return sum(entry.spending.amount for entry in self.entries if entry.spending)
+    def totals(self) -> dict[str, float]:
+        """What all of it has cost, for each currency."""
+        sums: dict[str, float] = {}
+        for entry in self.entries:
+            if entry.spending is not None and entry.spending.currency:
+                sums[entry.spending.currency] = sums.get(entry.spending.currency, 0.0) + entry.spending.amount
+        return sums
 
     def card(self) -> Card:
         """Show one row for each object."""
         supervisor = supervisor_pid(self._ledger.home)
-        notes = [f"supervisor: process {supervisor}" if supervisor else "no supervisor runs: none is needed"]
-        notes.append(
-            f"spent: {money(self.total, settings.current().currency)} in all, at the prices named in each object's card"
-        )
+        alive = any(not entry.record.ended for entry in self.entries)
+        notes = [
+            f"supervisor: process {supervisor}" if supervisor else "supervisor: starting" if alive else "no supervisor runs"
+        ]
+        if self.totals:
+            sums = " + ".join(money(amount, currency) for currency, amount in self.totals.items())
+            notes.append(f"these have cost {sums}, at the prices named in each object's card")
         if not self.entries:
             return Card(f"{self._title}: nothing", notes=notes)
         columns = ("what", "phase", "since", "processes", "spent", "per day", "lease left", "held by")

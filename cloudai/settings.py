@@ -139,6 +139,10 @@ def current() -> Settings:
 def _read(name: str, value: Any, kind: Callable[[Any], Any], source: str) -> Any:
     try:
         read = kind(value)
+        if name.endswith(("_lease", "_idle")) and value != _DEFAULTS[name]:
+            from cloudai.specs.units import parse_duration  # not at import: it brings pydantic
+
+            parse_duration(read)
         if kind is float and not 0 <= read < float("inf"):
             raise ValueError
     except (TypeError, ValueError):
@@ -151,7 +155,7 @@ def _read(name: str, value: Any, kind: Callable[[Any], Any], source: str) -> Any
     return read
 
 
-_CREDENTIALS = "leave them out; MLflow reads MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, stores read their own variables"
+_CREDENTIALS = "leave them out: MLflow reads MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, stores their own variables"
 
 
 def _project_table(start: Path) -> tuple[dict[str, Any], str]:

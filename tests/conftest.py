@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from cloudai import settings
+from cloudai.state import handles
 
 
 @pytest.fixture
@@ -25,9 +26,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("CLOUDAI_TRACKING", "none")
     monkeypatch.setenv("CLOUDAI_SUPERVISOR_IDLE", "5s")
     yield folder
-    for process in processes_of(folder):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+    handles._handles.clear()  # a handle that is still alive would start a supervisor again
+    clear_looks = 0
+    while clear_looks < 2:
+        left = processes_of(folder)
+        clear_looks = 0 if left else clear_looks + 1
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        time.sleep(0.02)
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:

@@ -69,6 +69,11 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(monkeypatch):
     assert "hunter2" not in str(caught.value)
 
 
+def test_a_duration_that_is_none_is_refused_where_it_is_set():
+    with pytest.raises(SpecError, match=r"'run_lease' cannot be 'soon' \(from configure\(\)\)"):
+        settings.configure(run_lease="soon")
+
+
 def test_a_refused_keyword_changes_nothing():
     with pytest.raises(SpecError):
         settings.configure(currency="EUR", local_price_per_hour="cheap")

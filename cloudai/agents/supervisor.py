@@ -24,7 +24,9 @@ __all__ = ["main"]
 log = logging.getLogger("cloudai.supervisor")
 
 _LISTEN = 0.02  # seconds between two looks whether somebody wants something
-_LOOK = 0.2  # seconds between two looks at everything that is alive
+_LOOK = 0.2  # seconds between two looks at what is alive
+_LOOK_CALM = 1.0  # seconds between two looks at what is as it should be
+_CALM = frozenset({"ready", "watching"})
 _THREADS = 8
 
 
@@ -60,6 +62,7 @@ class _Supervisor:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._busy: dict[str, Future[None]] = {}
+        self._looked: dict[str, float] = {}
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="advance")
 
     def run(self, idle: float) -> None:
@@ -68,20 +71,23 @@ class _Supervisor:
         try:
             while time.monotonic() - active < idle:
                 revision, now = self._ledger.revision(), time.monotonic()
-                if revision != seen or now - looked >= _LOOK:
+                news = revision != seen
+                if news or now - looked >= _LOOK:
                     seen, looked = revision, now
-                    if self._look():
+                    if self._look(now, news=news):
                         active = now
                 time.sleep(_LISTEN)
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _look(self) -> bool:
+    def _look(self, now: float, *, news: bool) -> bool:
         """Take each live object one step further, those apart that are still in their last step."""
         records = self._ledger.records(alive=True)
         for record in records:
-            step = self._busy.get(record.ref)
-            if step is None or step.done():
+            step, age = self._busy.get(record.ref), now - self._looked.get(record.ref, float("-inf"))
+            due = news or age >= (_LOOK_CALM if record.phase in _CALM else _LOOK)
+            if due and (step is None or step.done()):
+                self._looked[record.ref] = now
                 self._busy[record.ref] = self._pool.submit(self._advance, record)
         return bool(records)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,14 +18,15 @@ from cloudai.artifacts import trees, versions
 from cloudai.artifacts.bundle import loaded
 from cloudai.artifacts.signature import Signature
 from cloudai.artifacts.store import Store, canonical_json, sha256
-from cloudai.display import Card, Shown, Table
+from cloudai.display import Card, Shown, Table, nearest
 from cloudai.errors import IntegrityError, MissingExtraError, NotFoundError, RequestError, SpecError
+from cloudai.state.ledger import Ledger
 from cloudai.statistics.profiles import Profile, columns_of
 
 if TYPE_CHECKING:
     from cloudai.artifacts.torch_models import TorchServable
 
-__all__ = ["Model", "arrays_for", "named_columns", "only_output", "save_model"]
+__all__ = ["Model", "arrays_for", "find_model", "named_columns", "only_output", "save_model", "scratch"]
 
 MANIFEST = "manifest.json"
 
@@ -157,7 +160,7 @@ class Model(Shown):
         RequestError
             If the data does not fit the signature.
         """
-        outputs = self.servable().infer(arrays_for(self.signature, data))
+        outputs = self.servable().infer(arrays_for(self.signature, data, self.features))
         return only_output(outputs)
 
     def servable(self) -> TorchServable:
@@ -204,7 +207,10 @@ class Model(Shown):
                 f"{self.name} {self.version} brings code, and nothing vouches for it",
                 fix="open it by name with cloudai.load_model, or give the digest that its maker recorded",
             )
-        with tempfile.TemporaryDirectory(prefix="cloudai-code-") as folder, loaded(self._file("code.zip"), folder):
+        with (
+            tempfile.TemporaryDirectory(prefix="cloudai-code-", dir=scratch()) as folder,
+            loaded(self._file("code.zip"), folder),
+        ):
             yield
 
     @functools.cached_property
@@ -223,6 +229,28 @@ class Model(Shown):
             return self._store.read_verified(name, self._manifest["files"][name]["sha256"])
         except NotFoundError:
             raise IntegrityError(f"{self.uri} lacks the file {name!r}", fix="restore the folder, or train it again") from None
+
+
+def find_model(ledger: Ledger, ref: str) -> Model:
+    """Open a recorded model by name, ``"digits"`` (the latest) or ``"digits@1.0.0"``, or the model in a folder.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none.
+    IntegrityError
+        If it is not what was recorded.
+    """
+    name, _, version = ref.partition("@")
+    known = {found: (uri, digest) for _, found, uri, digest in ledger.models(name)}
+    if not known and ("/" in ref or Path(ref).is_dir()):
+        return Model.open(ref)
+    if not known:
+        raise NotFoundError(f"there is no model {name!r}", fix=nearest(name, sorted({entry[0] for entry in ledger.models()})))
+    version = version or versions.latest(list(known))
+    if version not in known:
+        raise NotFoundError(f"there is no version {version!r} of {name!r}", fix=nearest(version, list(known)))
+    return Model.open(*known[version])
 
 
 def save_model(
@@ -278,14 +306,23 @@ def _claim(store: Store, name: str, facts: Mapping[str, Any], run: str, version:
             raise SpecError(f"{name} {version} exists already", fix="give another version, or none")
 
 
-def arrays_for(signature: Signature, data: Any) -> dict[str, np.ndarray]:
+def arrays_for(signature: Signature, data: Any, features: Sequence[str]) -> dict[str, np.ndarray]:
     """Turn what a user gives into the model's inputs, converted to its dtypes where no value is lost.
+
+    Parameters
+    ----------
+    data : array, data frame, or mapping of str to array
+        A data frame's columns are taken by name where the model was trained on named ones.
+    features : sequence of str
+        The names of the columns that the model was trained on; empty where they had none.
 
     Raises
     ------
     RequestError
         If names, dtypes or shapes do not fit.
     """
+    if hasattr(data, "columns") and features:
+        data = _in_order(data, features)
     if not isinstance(data, Mapping):
         if len(signature.inputs) != 1:
             raise RequestError(f"the model takes {len(signature.inputs)} inputs", fix=f"give a dict with {signature}")
@@ -294,6 +331,18 @@ def arrays_for(signature: Signature, data: Any) -> dict[str, np.ndarray]:
     arrays = {name: _as_array(name, value, dtypes.get(name)) for name, value in data.items()}
     signature.check(arrays)
     return arrays
+
+
+def _in_order(frame: Any, features: Sequence[str]) -> Any:
+    """Return a data frame's columns in the order that the model was trained on."""
+    columns = {str(column): column for column in frame.columns}
+    for name in features:
+        if name not in columns:
+            raise RequestError(f"the column {name!r} is missing", fix=nearest(name, list(columns)))
+    for name in columns:
+        if name not in features:
+            raise RequestError(f"the model was not trained on a column {name!r}", fix="drop it")
+    return frame[[columns[name] for name in features]]
 
 
 def _as_array(name: str, value: Any, dtype: str | None) -> np.ndarray:
@@ -313,6 +362,11 @@ def _as_array(name: str, value: Any, dtype: str | None) -> np.ndarray:
 def only_output(outputs: Mapping[str, np.ndarray]) -> Any:
     """Return the array where there is one output, else all by name."""
     return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
+
+
+def scratch() -> str | None:
+    """Return the folder for temporary files of this process, as its driver wants it; None for the system's."""
+    return os.environ.get("CLOUDAI_SCRATCH")
 
 
 def named_columns(arrays: Mapping[str, np.ndarray], signature: Signature, features: Sequence[str]) -> dict[str, np.ndarray]:

@@ -61,6 +61,8 @@ def get(name: str) -> Driver:
             raise NotFoundError(f"there is no driver {name!r}", fix=nearest(name, names()))
         return cast(Driver, _Guarded(factory(), name))
     except ImportError as error:
+        if (error.name or "").partition(".")[0] == "cloudai":
+            raise  # ours to mend, not the user's to install
         fix = f'pip install "cloudai[{name}]"'
         raise MissingExtraError(f"the driver {name!r} needs {error.name or error}, which is not installed", fix=fix) from error
 

@@ -89,7 +89,7 @@ class Monitor(Handle):
             samples, _ = _samples(self.deployment, since=_last_window(self._record))
             current = _profile_samples(reference, samples, model)
         else:
-            current = _profile_arrays(reference, arrays_for(model.signature, data), model)
+            current = _profile_arrays(reference, arrays_for(model.signature, data, model.features), model)
         return Report.of(reference, current, self.spec.drift)
 
     def decide(self, report: Report) -> Decision:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cloudai.artifacts.model import Model, arrays_for, only_output
+from cloudai.artifacts.model import Model, arrays_for, find_model, only_output
 from cloudai.display import Card, Table, duration, money
 from cloudai.drivers import registry
 from cloudai.errors import NotReadyError, RunFailedError, SpecError
@@ -19,6 +19,7 @@ from cloudai.serving.rollout import Rollout
 from cloudai.specs.serving import DeploySpec
 from cloudai.state.handles import Handle
 from cloudai.state.ledger import Ledger, Record
+from cloudai.training.run import Run
 
 __all__ = ["Deployment", "revision_id"]
 
@@ -107,7 +108,7 @@ class Deployment(Handle):
         try:
             while True:
                 self.refresh()
-                if self._settled():
+                if self._settled() or (self._deleting and self.ended):
                     return self
                 if self.phase in ("rejected", "deleted", "failing"):
                     raise self._failure()
@@ -121,7 +122,7 @@ class Deployment(Handle):
     def _settled(self) -> bool:
         wanted = {revision: share for revision, share in self.rollout.traffic.items() if share}
         ready = {row["id"] for row in self.revisions if row["ready"]}
-        return self.phase == "ready" and self.traffic == wanted and self.rollout.kept <= ready
+        return not self._deleting and self.phase == "ready" and self.traffic == wanted and self.rollout.kept <= ready
 
     def _failure(self) -> RunFailedError:
         status = self._record.status
@@ -154,12 +155,12 @@ class Deployment(Handle):
         """
         if not self.url:
             self.wait(_PREDICT_WAIT)
-        arrays = arrays_for(self.model.signature, data)
+        arrays = arrays_for(self.model.signature, data, self.model.features)
         return only_output(client.predict(self.url, self.name, arrays, timeout=timeout))
 
     def curl(self, data: Any) -> str:
         """Return the curl line that asks for the prediction of the first row of `data`."""
-        arrays = arrays_for(self.model.signature, data)
+        arrays = arrays_for(self.model.signature, data, self.model.features)
         return client.curl_line(self.url, self.name, {name: np.asarray(array)[:1] for name, array in arrays.items()})
 
     def canary(self, model: Any = None, percent: int = 10) -> Deployment:
@@ -167,8 +168,9 @@ class Deployment(Handle):
 
         Parameters
         ----------
-        model : Model or Run, optional
-            The model, or the run that made it; without one, only the share of the present canary changes.
+        model : Model, Run or str, optional
+            The model, the run that made it, or its name as for `cloudai.load_model`; without one, only the share of the
+            present canary changes.
         percent : int
             Its share, 0 to 100.
 
@@ -180,7 +182,11 @@ class Deployment(Handle):
         rollout = self._fresh_rollout()
         if model is None:
             return self._roll(rollout.start_canary(rollout.canary, percent))
-        model = model if isinstance(model, Model) else model.model
+        model = self._opened(model)
+        if model.digest == self.model.digest:
+            raise SpecError(
+                f"{model.name} {model.version} is the stable revision already", fix="deploy another version as the canary"
+            )
         if model.signature != self.model.signature:
             what = f"{model.name} {model.version} takes and gives {model.signature}"
             raise SpecError(f"{what}, callers of {self.name!r} use {self.model.signature}", fix="deploy it under another name")
@@ -189,6 +195,15 @@ class Deployment(Handle):
         revisions[revision] = model_entry(model)
         self._want(revisions=revisions, rollout=rollout.start_canary(revision, percent).to_json())
         return self
+
+    def _opened(self, model: Any) -> Model:
+        if isinstance(model, str):
+            return find_model(self._ledger, model)
+        if isinstance(model, Model):
+            return model.verify()
+        if isinstance(model, Run):
+            return model.model
+        raise SpecError(f"cannot deploy {type(model).__name__}", fix="give a Model, a Run or a model's name")
 
     def promote(self) -> Deployment:
         """Give the canary all the traffic; the revision before it stays up to go back to."""
@@ -200,9 +215,13 @@ class Deployment(Handle):
 
     def _fresh_rollout(self) -> Rollout:
         self.refresh()
-        if self.ended or self._record.desired.get("delete"):
-            raise NotReadyError(f"the deployment {self.name!r} is {self.phase}", fix="deploy the model again")
+        if self.ended or self._deleting:
+            raise NotReadyError(f"the deployment {self.name!r} is deleted", fix="deploy the model again")
         return self.rollout
+
+    @property
+    def _deleting(self) -> bool:
+        return bool(self._record.desired.get("delete"))
 
     def _roll(self, rollout: Rollout) -> Deployment:
         self._want(rollout=rollout.to_json())

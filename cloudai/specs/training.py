@@ -96,6 +96,6 @@ class TrainSpec(Spec):
     scaling: ScalingPolicy = ScalingPolicy()
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     failure: FailurePolicy = FailurePolicy()
-    lease: Seconds
+    lease: Seconds | None
     store: str
     tracking: str

@@ -17,19 +17,22 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
 
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _explain(type(self), error) from None
+
     @classmethod
     def of(cls, **values: Any) -> Self:
-        """Build the spec from a user's words.
+        """Build the spec from a user's words, such as ``every="5m"`` for a number of seconds.
 
         Raises
         ------
         SpecError
             With the first field that is wrong, what is wrong with it, and how to mend it.
         """
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            raise _explain(cls, error) from None
+        return cls(**values)
 
     @classmethod
     def parse(cls, text: str | bytes) -> Self:

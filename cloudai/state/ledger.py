@@ -177,6 +177,8 @@ class Ledger:
         NotFoundError
             If nothing, or more than one thing, has that name.
         """
+        if not isinstance(ref, str):
+            raise NotFoundError(f"{ref!r} is no reference", fix="give a text such as 'run/digits'")
         kind, _, name = ref.rpartition("/")
         if kind:
             if kind not in KINDS:

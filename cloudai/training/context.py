@@ -211,7 +211,7 @@ def _state(part: Any) -> Any:
 
 def _finite(name: str, value: Any, step: int) -> float:
     try:
-        number = float(value)
+        number = float(value.detach() if hasattr(value, "detach") else value)
     except (TypeError, ValueError):
         raise DataError(f"the metric {name!r} is a {type(value).__name__}", fix="report numbers") from None
     if not math.isfinite(number):

@@ -19,7 +19,7 @@ import torch
 
 from cloudai.artifacts import torch_models, trees
 from cloudai.artifacts.bundle import loaded, resolve
-from cloudai.artifacts.model import Model, named_columns, save_model
+from cloudai.artifacts.model import Model, named_columns, save_model, scratch
 from cloudai.artifacts.store import sha256
 from cloudai.errors import CloudAIError, SpecError
 from cloudai.specs.training import TrainSpec
@@ -47,7 +47,7 @@ def execute(spec: TrainSpec, attempt: int, group: Group, stop_reason: Callable[[
     """Run the work to its end and return the exit code."""
     worker = _Worker(RunFiles(spec), attempt, group, stop_reason)
     try:
-        with tempfile.TemporaryDirectory(prefix="cloudai-code-") as folder, worker.code(Path(folder)):
+        with tempfile.TemporaryDirectory(prefix="cloudai-code-", dir=scratch()) as folder, worker.code(Path(folder)):
             return worker.run(Path(folder))
     except Stopped as stopped:
         log.warning("stopped: %s", stopped)
@@ -83,7 +83,7 @@ class _Worker:
         try:
             module, metrics = self._work()
             model = self._save(module, metrics) if module is not None and self.group.rank == 0 else None
-        except Exception as error:  # noqa: BLE001  whatever the user's code raises is reported, not swallowed
+        except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the user's code raises is reported
             if _lost_peer(error):
                 log.warning("another worker is gone: %s", error)
                 self.close(succeeded=False)
@@ -181,10 +181,11 @@ class _Worker:
         if model is not None:
             entry = (model.name, model.version, model.uri, model.digest)
             result["model"] = dict(zip(("name", "version", "uri", "digest"), entry, strict=True))
+        self.journal.update(doing="recording in the tracker")
         self.files.folder.write_json("result.json", result)  # before the tracker: the run has succeeded, whatever it says
         self.close(succeeded=True, model=entry)
 
-    def _failed(self, error: Exception, folder: Path) -> None:
+    def _failed(self, error: BaseException, folder: Path) -> None:
         what = error.what if isinstance(error, CloudAIError) else f"{type(error).__name__}: {error}"
         fix = error.fix if isinstance(error, CloudAIError) else "mend the code and train again"
         frames = _user_frames(error, folder)
@@ -201,12 +202,12 @@ def total_steps(spec: TrainSpec) -> int | None:
     return spec.loop.epochs * loop.batches_of(rows, spec.loop.batch_size, spec.scaling.num_workers)
 
 
-def _lost_peer(error: Exception) -> bool:
+def _lost_peer(error: BaseException) -> bool:
     """Whether an error comes out of a collective operation: not this rank is at fault, but one that is gone."""
     return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def _user_frames(error: Exception, folder: Path) -> str:
+def _user_frames(error: BaseException, folder: Path) -> str:
     """Return the frames of a traceback that lie in the user's code."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if str(folder) in frame.filename]
     for frame in frames:

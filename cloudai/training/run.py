@@ -89,7 +89,7 @@ class Run(Handle):
             checkpoint=worker.get("checkpoint"),
             resumed_from=worker.get("resumed_from"),
             pid=worker.get("pid") if self.phase in ("running", "recovering") else None,
-            reason=status.get("reason", ""),
+            reason=status.get("reason", "") or ("" if self.ended else worker.get("doing", "")),
         )
 
     @property
@@ -212,7 +212,7 @@ class Run(Handle):
         status = self.status
         restarts = max(0, status.attempt - 1)
         facts = [
-            ("phase", status.phase + (f": {status.reason}" if status.reason else "")),
+            ("phase", status.phase + (f": {status.reason}" if status.reason not in ("", status.phase) else "")),
             ("step", _of(status.step, status.total_steps)),
             ("metrics", ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items()) or "none yet"),
             ("last checkpoint", "none yet" if status.checkpoint is None else f"step {status.checkpoint}"),
@@ -240,7 +240,9 @@ class Run(Handle):
         status = self._record.status
         reason = status.get("reason") or self.phase
         fix = status.get("fix") or f"look at cloudai.attach({self.ref!r}).logs()"
-        return RunFailedError(f"the run {self.name!r} {self.phase}: {reason}", fix=fix, frames=status.get("frames", ""))
+        why = "" if reason == self.phase else f": {reason}"
+        what = f"the run {self.name!r} {'was ' * (self.phase in ('cancelled', 'rejected'))}{self.phase}{why}"
+        return RunFailedError(what, fix=fix, frames=status.get("frames", ""))
 
 
 def run_spending(record: Record) -> Spending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Mapping
@@ -88,13 +89,22 @@ def prepare(work: Any, data: Any, loop: Loop) -> Prepared:
     if torch is not None and isinstance(work, torch.nn.Module):
         return _prepare_module(work, data, loop)
     if callable(work) and hasattr(work, "__code__"):
+        _check_takes_context(work)
         bundle = capture([work])
         parsed = parse_data(data, integers=True) if data is not None else None
         return _prepared("function", bundle=bundle, entry=bundle.entries[work.__qualname__], data=parsed)
     raise SpecError(
-        f"cannot train a {type(work).__name__}",
+        f"cannot train {type(work).__name__}",
         fix="give a function that takes a context, a torch.nn.Module with data=, or a plan",
     )
+
+
+def _check_takes_context(function: Any) -> None:
+    try:
+        inspect.signature(function).bind(object())
+    except TypeError as error:
+        fix = "take one argument, the context; what else it needs comes in config= and data="
+        raise SpecError(f"{function.__name__} cannot be called with a context: {error}", fix=fix) from None
 
 
 def base_name(work: Any) -> str:

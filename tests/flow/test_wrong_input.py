@@ -12,6 +12,7 @@ import threading
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -64,7 +65,7 @@ AT_ONCE = {
     "undefined name": (lambda: train(None, uses_nothing_known), errors.CaptureError, "‘nothing_known’ is not defined"),
     "loop option for a function": (lambda: train(None, fits, epochs=3), errors.SpecError, "pass it in config="),
     "no data": (lambda: train(None), errors.SpecError, "pass data="),
-    "not trainable": (lambda: train(None, "bert-base"), errors.SpecError, "cannot train a str"),
+    "not trainable": (lambda: train(None, "bert-base"), errors.SpecError, "cannot train str"),
     "NaN": (lambda: train((HOLED, CLASSES)), errors.DataError, "the first at \\[7, 3\\]"),
     "wrong dtype": (lambda: train((ROWS.astype(str), CLASSES)), errors.DataError, "give numbers"),
     "lengths": (lambda: train((ROWS, CLASSES[:5])), errors.DataError, "different lengths"),
@@ -79,6 +80,11 @@ AT_ONCE = {
     "unknown run": (lambda: cloudai.attach("run/nothing"), errors.NotFoundError, "there is no run 'nothing'"),
     "unknown model": (lambda: cloudai.load_model("nothing"), errors.NotFoundError, "there is no model 'nothing'"),
     "nothing to deploy": (lambda: cloudai.deploy(3), errors.SpecError, "give a Model, a Run"),
+    "unknown option of deploy": (lambda: cloudai.deploy("m", nme="x"), errors.SpecError, "did you mean 'name'"),
+    "no reference": (lambda: cloudai.attach(3), errors.NotFoundError, "3 is no reference"),
+    "a policy of one's own": (lambda: cloudai.DriftPolicy(alarm_rate=2), errors.SpecError, "alarm_rate=2"),
+    "resources with a wrong word": (lambda: cloudai.Resources(cpu=1), errors.SpecError, "did you mean 'cpus'"),
+    "a function that takes no context": (lambda: train(None, lambda: None), errors.SpecError, "cannot be called with a context"),
     "nothing to watch": (lambda: cloudai.monitor("nothing"), errors.NotFoundError, "there is no deployment 'nothing'"),
 }
 
@@ -238,6 +244,46 @@ def test_wrong_requests(with_model):
         deployment.predict({"x": np.zeros((2, 8))})
     with pytest.raises(errors.RequestError, match=r"too large|limit|bytes"):
         deployment.predict(np.zeros((500, 8)))
+
+
+def test_columns_are_taken_by_name_or_refused(home):
+    frame = pd.DataFrame(ROWS[:, :3], columns=["a", "b", "c"])
+    cloudai.train(torch.nn.Linear(3, 2), (frame, CLASSES), model_name="named", epochs=1).wait(60)
+    model = cloudai.load_model("named")
+    expected = model.predict(frame)
+    assert np.array_equal(model.predict(frame[["c", "a", "b"]]), expected)
+    deployment = cloudai.deploy(model).wait(60)
+    assert np.allclose(deployment.predict(frame[["b", "c", "a"]][:5]), expected[:5], atol=1e-6)
+    with pytest.raises(errors.RequestError, match="the column 'c' is missing"):
+        model.predict(frame[["a", "b"]])
+    with pytest.raises(errors.RequestError, match="not trained on a column 'd'"):
+        deployment.predict(frame.assign(d=1.0))
+    shifted = frame[["c", "b", "a"]].assign(b=frame["b"] + 1)
+    watch = cloudai.monitor(deployment, drift=cloudai.DriftPolicy(min_rows=50))
+    assert watch.check(shifted).drifted == ("b",)
+    assert watch.check(frame[["b", "a", "c"]]).state == "no drift"
+
+
+def test_a_canary_must_be_another_model(with_model):
+    deployment = cloudai.deploy(with_model).wait(60)
+    with pytest.raises(errors.SpecError, match="is the stable revision already"):
+        deployment.canary("small")
+    with pytest.raises(errors.SpecError, match="cannot deploy int"):
+        deployment.canary(3)
+    deployment.delete()
+    assert deployment.wait(60).phase == "deleted"
+    with pytest.raises(errors.NotReadyError, match="is deleted"):
+        deployment.canary("small")
+
+
+def test_leaving_the_process_from_a_function_is_an_error_and_not_a_crash(home):
+    def leaves(context):
+        raise SystemExit(3)
+
+    run = cloudai.train(leaves, name="leaves")
+    with pytest.raises(errors.RunFailedError, match="SystemExit: 3"):
+        run.wait(60)
+    assert run.status.attempt == 1
 
 
 def test_two_deployments_of_one_name(with_model):

@@ -38,7 +38,8 @@ class Deployments:
         folder = self._root / name
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         state = ["--state", str(self._revisions(name).folder(revision.id))]
-        self._revisions(name).start(revision.id, [*revision.argv, *state], revision.env, again=True)
+        env = {**revision.env, "CLOUDAI_SCRATCH": state[1]}
+        self._revisions(name).start(revision.id, [*revision.argv, *state], env, again=True)
         self._start_router(name, revision)
         return revision.id
 

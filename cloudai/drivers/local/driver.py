@@ -89,7 +89,8 @@ class LocalDriver:
 
     def submit(self, job: Job, offer: Offer, *, key: str) -> JobId:
         """Start the job as a process."""
-        self._jobs.start(key, job.argv, job.env, cwd=job.folder if Path(job.folder).is_dir() else "")
+        env = {**job.env, "CLOUDAI_SCRATCH": str(self._jobs.folder(key))}
+        self._jobs.start(key, job.argv, env, cwd=job.folder if Path(job.folder).is_dir() else "")
         return JobId(key)
 
     def status(self, job_id: JobId) -> JobStatus:
