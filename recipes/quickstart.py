@@ -51,7 +51,7 @@ def main() -> None:
     kill_once(run)
     run.wait()
     print(run)
-    print(f"its parameters, metrics and model are in MLflow: mlflow ui --backend-store-uri {cloudai.settings.current().tracking}")
+    print(f"its parameters, metrics and model are in MLflow: mlflow ui --backend-store-uri {run.spec.tracking}")
 
     heading("3. The model: versioned, hashed, verified")
     model = cloudai.load_model(f"digits@{run.model.version}").verify()

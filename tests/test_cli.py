@@ -7,11 +7,11 @@ import sys
 
 import pytest
 import torch
-from tests.conftest import wait_until
-from tests.flow import work
 
 import cloudai
 from cloudai.cli import main
+from tests.conftest import wait_until
+from tests.flow import work
 
 
 def run(capsys, *words):

@@ -26,7 +26,7 @@ from cloudai.statistics.profiles import Profile, columns_of
 if TYPE_CHECKING:
     from cloudai.artifacts.torch_models import TorchServable
 
-__all__ = ["Model", "arrays_for", "find_model", "named_columns", "only_output", "save_model", "scratch"]
+__all__ = ["Model", "arrays_for", "code_folder", "find_model", "named_columns", "only_output", "save_model"]
 
 MANIFEST = "manifest.json"
 
@@ -207,10 +207,7 @@ class Model(Shown):
                 f"{self.name} {self.version} brings code, and nothing vouches for it",
                 fix="open it by name with cloudai.load_model, or give the digest that its maker recorded",
             )
-        with (
-            tempfile.TemporaryDirectory(prefix="cloudai-code-", dir=scratch()) as folder,
-            loaded(self._file("code.zip"), folder),
-        ):
+        with code_folder() as folder, loaded(self._file("code.zip"), folder):
             yield
 
     @functools.cached_property
@@ -364,9 +361,15 @@ def only_output(outputs: Mapping[str, np.ndarray]) -> Any:
     return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
 
 
-def scratch() -> str | None:
-    """Return the folder for temporary files of this process, as its driver wants it; None for the system's."""
-    return os.environ.get("CLOUDAI_SCRATCH")
+@contextlib.contextmanager
+def code_folder() -> Iterator[Path]:
+    """Yield the folder where code is unpacked: in the process's own folder where its driver gave it one."""
+    own = os.environ.get("CLOUDAI_SCRATCH")
+    if own is not None:
+        yield Path(own) / "code"  # it goes when the process's folder goes, also after a kill
+        return
+    with tempfile.TemporaryDirectory(prefix="cloudai-code-") as folder:
+        yield Path(folder)
 
 
 def named_columns(arrays: Mapping[str, np.ndarray], signature: Signature, features: Sequence[str]) -> dict[str, np.ndarray]:

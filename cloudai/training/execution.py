@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,7 @@ import torch
 
 from cloudai.artifacts import torch_models, trees
 from cloudai.artifacts.bundle import loaded, resolve
-from cloudai.artifacts.model import Model, named_columns, save_model, scratch
+from cloudai.artifacts.model import Model, code_folder, named_columns, save_model
 from cloudai.artifacts.store import sha256
 from cloudai.errors import CloudAIError, SpecError
 from cloudai.specs.training import TrainSpec
@@ -47,8 +46,8 @@ def execute(spec: TrainSpec, attempt: int, group: Group, stop_reason: Callable[[
     """Run the work to its end and return the exit code."""
     worker = _Worker(RunFiles(spec), attempt, group, stop_reason)
     try:
-        with tempfile.TemporaryDirectory(prefix="cloudai-code-", dir=scratch()) as folder, worker.code(Path(folder)):
-            return worker.run(Path(folder))
+        with code_folder() as folder, worker.code(folder):
+            return worker.run(folder)
     except Stopped as stopped:
         log.warning("stopped: %s", stopped)
         worker.close(succeeded=False)

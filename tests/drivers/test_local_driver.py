@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import pytest
-from tests.conftest import kill, wait_until
 
 from cloudai import settings
 from cloudai.drivers.local import LocalDriver
 from cloudai.drivers.protocols import Job, Needs, Revision, RevisionId
 from cloudai.errors import DriverError, NotFoundError, SpecError
+from tests.conftest import kill, wait_until
 
 SLEEP = ("-c", "import time; print('up', flush=True); time.sleep(60)")
 
@@ -66,7 +66,9 @@ def test_a_new_object_finds_the_old_jobs(driver):
     other.cancel(job)
 
 
-@pytest.mark.parametrize(("argv", "phase", "reason"), [(("-c", "pass"), "succeeded", ""), (("-c", "exit(3)"), "failed", "exit code 3")])
+@pytest.mark.parametrize(
+    ("argv", "phase", "reason"), [(("-c", "pass"), "succeeded", ""), (("-c", "exit(3)"), "failed", "exit code 3")]
+)
 def test_how_it_ended(driver, argv, phase, reason):
     job = submit(driver, argv)
     status = wait_until(lambda: (s := driver.status(job)).phase != "running" and s)
@@ -119,4 +121,4 @@ def test_the_job_runs_in_the_callers_folder(driver, tmp_path):
     job = driver.submit(Job("job", code, folder=str(tmp_path)), offer(driver), key="cwd")
     wait_until(lambda: driver.status(job).phase == "succeeded")
     assert [line.text for line in driver.logs(job)] == ["relative paths work"]
-    assert os.getcwd() != str(tmp_path)
+    assert Path.cwd() != tmp_path

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.conftest import kill, wait_until
-from tests.flow import work
 
 import cloudai
 from cloudai import errors
 from cloudai.state import lease
+from tests.conftest import kill, wait_until
+from tests.flow import work
 
 ROOT = Path(__file__).parents[2]
 ROWS = np.random.default_rng(0).normal(size=(400, 8)).astype("float32")
@@ -235,7 +235,9 @@ def test_a_new_process_finds_everything_by_name(home):
     cloudai.cleanup().apply()
     """
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    out = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True, check=True
+    ).stdout
     lines = out.splitlines()
     assert lines[0].startswith("succeeded ['epoch', 'epoch_loss', 'loss', 'val_accuracy', 'val_loss'] True 1.0.0")
     assert lines[1] == "(1, 2)"

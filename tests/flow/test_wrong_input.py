@@ -84,7 +84,11 @@ AT_ONCE = {
     "no reference": (lambda: cloudai.attach(3), errors.NotFoundError, "3 is no reference"),
     "a policy of one's own": (lambda: cloudai.DriftPolicy(alarm_rate=2), errors.SpecError, "alarm_rate=2"),
     "resources with a wrong word": (lambda: cloudai.Resources(cpu=1), errors.SpecError, "did you mean 'cpus'"),
-    "a function that takes no context": (lambda: train(None, lambda: None), errors.SpecError, "cannot be called with a context"),
+    "a function that takes no context": (
+        lambda: train(None, lambda: None),
+        errors.SpecError,
+        "cannot be called with a context",
+    ),
     "nothing to watch": (lambda: cloudai.monitor("nothing"), errors.NotFoundError, "there is no deployment 'nothing'"),
 }
 

@@ -52,7 +52,14 @@ def test_it_says_place_time_cost_basis_and_why_not_elsewhere(home, monkeypatch):
     low, high = plan.cost
     assert (low, high) == (plan.estimate.low, plan.estimate.high)
     text = plan.explain()
-    for word in ("this machine", "computed: 6 operations", "CLOUDAI_LOCAL_PRICE_PER_HOUR", "leaves out", "for comparison only", "✓"):
+    for word in (
+        "this machine",
+        "computed: 6 operations",
+        "CLOUDAI_LOCAL_PRICE_PER_HOUR",
+        "leaves out",
+        "for comparison only",
+        "✓",
+    ):
         assert word in text
     assert "<script" not in plan._repr_mimebundle_()["text/html"]
 

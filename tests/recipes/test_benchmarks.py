@@ -27,7 +27,7 @@ def started(tmp_path):
 
 
 def test_overhead(started, tmp_path):
-    out, err = started.communicate(timeout=120)
+    out, err = started.communicate(timeout=200)
     assert started.returncode == 0, err
     found = json.loads(out.splitlines()[-1])
     assert (found["benchmark"], found["quick"]) == ("overhead", True)
@@ -44,7 +44,7 @@ def test_overhead(started, tmp_path):
 
 
 def test_an_interrupted_benchmark_leaves_nothing(started, tmp_path):
-    wait_until(lambda: any(tmp_path.glob("*/session-0/supervisor.lock")), what="the supervisor")
+    wait_until(lambda: any(tmp_path.glob("*/session-0/supervisor.lock")), timeout=120, what="the supervisor")
     (home,) = tmp_path.glob("*/session-0")
     os.kill(started.pid, signal.SIGTERM)
     started.communicate(timeout=30)

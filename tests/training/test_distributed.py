@@ -6,10 +6,10 @@ import contextlib
 
 import psutil
 import pytest
-from tests.conftest import kill, processes_of, wait_until
-from tests.flow import work
 
 import cloudai
+from tests.conftest import kill, processes_of, wait_until
+from tests.flow import work
 
 pytest.importorskip("ray")
 

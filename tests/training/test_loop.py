@@ -21,7 +21,13 @@ DATA = {"inputs": RNG.normal(size=(90, 6)).astype("float32"), "targets": RNG.int
 
 def spec(**options):
     return TrainSpec.of(
-        name="t", model_name="t", work=Work(kind="module", rows=90), loop=Loop.of(**options), lease=60, store="", tracking="none"
+        name="t",
+        model_name="t",
+        work=Work(kind="module", rows=90),
+        loop=Loop.of(**options),
+        lease=60,
+        store="",
+        tracking="none",
     )
 
 
@@ -88,7 +94,10 @@ def test_the_rows_held_back_are_never_trained_on():
     assert not torch.equal(parts.train, loop.split(100, 0.2, seed=4).train)
 
 
-@pytest.mark.parametrize(("name", "targets"), [("mse", RNG.normal(size=90)), ("l1", RNG.normal(size=90)), ("bce_with_logits", RNG.integers(0, 2, 90))])
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [("mse", RNG.normal(size=90)), ("l1", RNG.normal(size=90)), ("bce_with_logits", RNG.integers(0, 2, 90))],
+)
 def test_every_loss_learns(tmp_path, name, targets):
     what = spec(epochs=15, loss=name, lr=0.02)
     module = torch.nn.Linear(6, 1)
@@ -111,7 +120,9 @@ def test_classes_that_are_no_integers(tmp_path):
         loop.fit(network(), context)
 
 
-@pytest.mark.parametrize(("rows", "batch", "world", "steps"), [(81, 16, 1, 5), (82, 16, 1, 6), (10, 16, 1, 1), (1, 16, 1, 1), (35, 16, 2, 2)])
+@pytest.mark.parametrize(
+    ("rows", "batch", "world", "steps"), [(81, 16, 1, 5), (82, 16, 1, 6), (10, 16, 1, 1), (1, 16, 1, 1), (35, 16, 2, 2)]
+)
 def test_a_rest_too_small_for_normalisation_joins_the_batch_before(rows, batch, world, steps):
     assert loop.batches_of(rows, batch, world) == steps
 
@@ -131,7 +142,8 @@ def test_ranks_share_each_batch_without_overlap(tmp_path):
             return module
 
     fits = [
-        loop._Fit(network(), Context(spec(batch_size=16), DATA, Checkpoints(Store(str(tmp_path / str(r))), 1), Rank(r, 2))) for r in range(2)
+        loop._Fit(network(), Context(spec(batch_size=16), DATA, Checkpoints(Store(str(tmp_path / str(r))), 1), Rank(r, 2)))
+        for r in range(2)
     ]
     batch = torch.arange(16)
     shares = [set(fit._share(batch).tolist()) for fit in fits]
@@ -159,7 +171,9 @@ def test_a_context_reports_and_restores(tmp_path):
         back.restore(modul=other)
 
 
-@pytest.mark.parametrize(("value", "message"), [(float("nan"), "loss is nan at step 0"), (float("inf"), "loss is inf"), ("low", "is a str")])
+@pytest.mark.parametrize(
+    ("value", "message"), [(float("nan"), "loss is nan at step 0"), (float("inf"), "loss is inf"), ("low", "is a str")]
+)
 def test_a_metric_must_be_a_finite_number(tmp_path, value, message):
     with pytest.raises(DataError, match=message):
         Context(spec(), None, Checkpoints(Store(str(tmp_path)), 1)).report({"loss": value})

@@ -57,8 +57,9 @@ def runs(shared_home):
 
 @pytest.fixture
 def queued(home):
-    """A run that nothing happens to: whoever could take it further has not started yet."""
-    return cloudai.train(go_on, name="queued")
+    """A run that has only just been asked for."""
+    yield cloudai.train(go_on, name="queued")
+    cloudai.cleanup().apply()
 
 
 def test_showing_a_run_blocks_nothing(runs):
