@@ -11,7 +11,7 @@ quickstart: $(VENV)/.quickstart
 	$(BIN)/python recipes/quickstart.py
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: $(VENV)/.dev lint
 	$(BIN)/python -m pytest

@@ -16,11 +16,14 @@ __all__ = ["Card", "Curve", "Shown", "Table", "ago", "duration", "money", "neare
 
 _BARS = "▁▂▃▄▅▆▇█"
 _STYLE = (
+    # the class thrice: a notebook's own rules for tables name two classes and would win over one
     "<style>.cloudai{font:13px/1.5 system-ui,sans-serif;max-width:60em}"
-    ".cloudai table{border-collapse:collapse;margin:.4em 0}"
-    ".cloudai th,.cloudai td{border:0;border-bottom:1px solid #8884;padding:.15em .8em .15em 0;"
-    "text-align:left;vertical-align:top;background:none}"
-    ".cloudai th{font-weight:600}.cloudai .muted{opacity:.7}.cloudai svg{display:block}</style>"
+    ".cloudai.cloudai.cloudai table{border-collapse:collapse;margin:.4em 0}"
+    ".cloudai.cloudai.cloudai tr{background:none}"
+    ".cloudai.cloudai.cloudai th,.cloudai.cloudai.cloudai td{border:0;border-bottom:1px solid #8884;"
+    "padding:.15em .8em .15em 0;text-align:left;vertical-align:top;background:none}"
+    ".cloudai.cloudai.cloudai th{font-weight:600}.cloudai.cloudai.cloudai th[scope=row]{white-space:nowrap}"
+    ".cloudai .muted{opacity:.7}.cloudai svg{display:block}</style>"
 )
 
 

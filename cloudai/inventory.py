@@ -127,6 +127,7 @@ class Cleanup(Shown):
     def __init__(self, ledger: Ledger, entries: list[Ledgered]) -> None:
         self.entries = entries
         self._ledger = ledger
+        self._applied = False
 
     def __repr__(self) -> str:
         return f"Cleanup({[entry.record.ref for entry in self.entries]})"
@@ -136,6 +137,8 @@ class Cleanup(Shown):
         if not self.entries:
             return Card("Cleanup: nothing to end")
         rows = [(entry.record.ref, entry.record.phase, entry.per_day) for entry in self.entries]
+        if self._applied:
+            return Card("Cleanup has ended", tables=[Table(("what",), [(ref,) for ref, *_ in rows])])
         return Card("Cleanup would end", tables=[Table(("what", "phase", "per day"), rows)], notes=[".apply() ends it"])
 
     def apply(self, timeout: float = 60.0) -> Cleanup:
@@ -155,6 +158,7 @@ class Cleanup(Shown):
                 raise NotReadyError(f"{left[0]} has not ended after {timeout:g} s", fix="look at cloudai.ps(), and try again")
             time.sleep(_POLL)
         self._end_supervisor(deadline)
+        self._applied = True
         return self
 
     def _left(self) -> list[str]:

@@ -50,7 +50,7 @@ def main() -> int:
             except _Told:
                 return 0
         # what was asked for between our last look and the end of our lead is seen now
-        if not open_ledger().records(alive=True):
+        if not (home / "ledger.sqlite").exists() or not open_ledger().records(alive=True):
             return 0
 
 
@@ -69,7 +69,7 @@ class _Supervisor:
         """Look and act until nothing has been alive for `idle` seconds."""
         seen, looked, active = -1, float("-inf"), time.monotonic()
         try:
-            while time.monotonic() - active < idle:
+            while time.monotonic() - active < idle and self._ledger.path.exists():  # a home may be removed
                 revision, now = self._ledger.revision(), time.monotonic()
                 news = revision != seen
                 if news or now - looked >= _LOOK:

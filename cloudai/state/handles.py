@@ -77,7 +77,8 @@ class Handle(Shown):
         """
         record = self._ledger.get(self._record.kind, self.name)
         self._read(record)
-        self._record = record
+        if record.updated >= self._record.updated:  # else another thread has read or wished something newer meanwhile
+            self._record = record
         self._read_at = time.monotonic()
 
     def _want(self, **change: object) -> None:
@@ -116,5 +117,5 @@ def _run() -> None:
                 log.debug("%s could not be refreshed: %s", handle.ref, error.what)
             except Exception:
                 log.exception("%s could not be refreshed", handle.ref)
-        for home in {handle._ledger.home for handle in alive}:  # noqa: SLF001  as above
+        for home in {handle._ledger.home for handle in alive if not handle.ended}:  # noqa: SLF001  as above
             ensure_supervisor(home)
