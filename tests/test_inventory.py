@@ -6,12 +6,12 @@ import shutil
 import time
 
 import torch
-from tests.conftest import processes_of, wait_until
-from tests.flow import work
 
 import cloudai
 from cloudai.planning.spending import Spending
 from cloudai.state.leader import supervisor_pid
+from tests.conftest import processes_of, wait_until
+from tests.flow import work
 
 
 def test_after_a_cleanup_no_handle_starts_a_supervisor_again(home):
