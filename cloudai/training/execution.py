@@ -71,6 +71,7 @@ class _Worker:
             Checkpoints(files.folder, spec.checkpoint.keep),
             group,
             on_report=self._reported,
+            before_checkpoint=self._flush,
             on_checkpoint=self._saved,
             stop_reason=stop_reason,
         )
@@ -166,6 +167,10 @@ class _Worker:
         self._latest = {**self._last_metrics, **metrics}
         self.journal.add(step, metrics)
         self.tracker.add(step, metrics)
+
+    def _flush(self) -> None:
+        assert self.journal is not None
+        self.journal.flush()
 
     def _saved(self, step: int) -> None:
         assert self.journal is not None

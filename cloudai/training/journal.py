@@ -55,6 +55,7 @@ class Journal:
         self._rows: list[Row] = []
         self._files = 0
         self._lock = threading.Lock()
+        self._flushing = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cloudai-journal", daemon=True)
         self.flush()
@@ -73,19 +74,24 @@ class Journal:
 
     def flush(self) -> None:
         """Write what is new; a store that fails is tried again at the next flush."""
-        with self._lock:
-            rows, self._rows = self._rows, []
-            status = {**self._status, "updated": time.time()}
-        try:
-            if rows:
-                lines = [[row.step, row.metrics, row.at] for row in rows]
-                self._store.write(f"metrics/{self._attempt:04d}-{self._files:06d}.json", json.dumps(lines).encode())
-                self._files += 1
-            self._store.write_json("status.json", status)
-        except OSError as error:
-            log.warning("the store cannot be written (%s); trying again", error)
+        with self._flushing:
             with self._lock:
-                self._rows = rows + self._rows
+                rows, self._rows = self._rows, []
+                status = {**self._status, "updated": time.time()}
+            try:
+                self._write(rows, status)
+            except OSError as error:
+                log.warning("the store cannot be written (%s); trying again", error)
+                with self._lock:
+                    self._rows = rows + self._rows
+
+    def _write(self, rows: list[Row], status: Mapping[str, Any]) -> None:
+        if rows:
+            lines = [[row.step, row.metrics, row.at] for row in rows]
+            self._store.write(f"metrics/{self._attempt:04d}-{self._files:06d}.json", json.dumps(lines).encode())
+            self._files += 1
+            rows.clear()  # written: if the status fails now, they must not be written again
+        self._store.write_json("status.json", status)
 
     def close(self) -> None:
         """Write the rest and stop."""
