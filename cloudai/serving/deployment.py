@@ -155,6 +155,8 @@ class Deployment(Handle):
         """
         if not self.url:
             self.wait(_PREDICT_WAIT)
+        if self.ended:
+            raise NotReadyError(f"the deployment {self.name!r} is {self.phase}", fix="deploy the model again")
         arrays = arrays_for(self.model.signature, data, self.model.features)
         return only_output(client.predict(self.url, self.name, arrays, timeout=timeout))
 

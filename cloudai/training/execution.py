@@ -62,6 +62,7 @@ class _Worker:
         randomness.seed_all(spec.seed, group.rank)
         self.journal: Journal | None = None
         self.tracker: BackgroundTracker | None = None
+        self._latest: dict[str, float] = {}
         if group.rank == 0:
             self.journal = Journal(files.folder, attempt, {"pid": os.getpid(), "total_steps": total_steps(spec)})
             self.tracker = BackgroundTracker(spec.tracking, spec.model_name, spec.name, _params(spec), _tags(spec))
@@ -125,7 +126,7 @@ class _Worker:
         returned = resolve(work.entry)(self.context)
         if returned is not None and not isinstance(returned, torch.nn.Module):
             raise SpecError(f"the function returned a {type(returned).__name__}", fix="return a torch.nn.Module, or nothing")
-        return returned, self._last_metrics
+        return returned, self._latest
 
     def _stored(self, key: str) -> bytes:
         """Read a file that is named by its own digest."""
@@ -157,14 +158,10 @@ class _Worker:
         }
         return save_model(self.files.store, self.spec.model_name, files, facts, run=self.spec.name)
 
-    @property
-    def _last_metrics(self) -> Mapping[str, float]:
-        return self._latest if hasattr(self, "_latest") else {}
-
     def _reported(self, step: int, metrics: Mapping[str, float]) -> None:
         assert self.journal is not None
         assert self.tracker is not None
-        self._latest = {**self._last_metrics, **metrics}
+        self._latest.update(metrics)
         self.journal.add(step, metrics)
         self.tracker.add(step, metrics)
 

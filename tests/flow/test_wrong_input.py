@@ -276,6 +276,8 @@ def test_a_canary_must_be_another_model(with_model):
         deployment.canary(3)
     deployment.delete()
     assert deployment.wait(60).phase == "deleted"
+    with pytest.raises(errors.NotReadyError, match="'small' is deleted"):
+        deployment.predict(ROWS[:1])
     with pytest.raises(errors.NotReadyError, match="is deleted"):
         deployment.canary("small")
 
