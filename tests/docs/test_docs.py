@@ -16,7 +16,7 @@ from cloudai.serving.router import RouterOptions
 from cloudai.specs.monitoring import MonitorSpec
 from cloudai.specs.training import FailurePolicy
 from docs import generate
-from tests.conftest import processes_of
+from tests.conftest import processes_of, wait_until
 from tests.docs import pages
 
 RUNNABLE = [page for page in pages.PAGES if pages.runnable(page)]
@@ -54,7 +54,7 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_says(page, home, first
         assert pages.agrees(said, was[line]), (
             f"{pages.name_of(page)}, line {line} printed:\n{was[line]}\nThe page says:\n{said}"
         )
-    assert not processes_of(home), "the page leaves processes behind"
+    wait_until(lambda: not processes_of(home), what="the end of the processes of the page")
 
 
 def test_a_page_that_lies_is_noticed():
