@@ -378,4 +378,4 @@ def _offers(needs: Needs, on: str) -> list[Offer]:
 
 def _ledgered(ledger: Ledger, record: Record) -> Ledgered:
     spent = {"run": run_spending, "deployment": deployment_spending}.get(record.kind)
-    return Ledgered(record, ledger.holders(record.kind, record.name), spent(record) if spent else None)
+    return Ledgered(record, ledger.holders(record.kind, record.name), spent(record, ledger.clock.now()) if spent else None)

@@ -13,7 +13,6 @@ from typing import Any
 from cloudai.display import Card, Shown, Table, duration, money
 from cloudai.errors import NotReadyError
 from cloudai.planning.spending import Spending
-from cloudai.state import lease
 from cloudai.state.leader import ensure_supervisor, supervisor_pid
 from cloudai.state.ledger import Ledger, Record
 
@@ -102,11 +101,11 @@ class Inventory(Shown):
         spent = (
             f"{money(entry.spending.amount, entry.spending.currency)}" if entry.spending and entry.spending.currency else "–"
         )
-        left = lease.remaining(self._ledger.lease_file(record.kind, record.name))
+        left = self._ledger.lease_left(record.kind, record.name)
         return (
             record.ref,
             record.phase,
-            duration(time.time() - record.created),
+            duration(self._ledger.clock.now() - record.created),
             " ".join(map(str, entry.pids)) or "–",
             spent,
             entry.per_day,
@@ -151,13 +150,14 @@ class Cleanup(Shown):
         """
         for entry in self.entries:
             self._ledger.want(entry.record.kind, entry.record.name, _END_WORDS[entry.record.kind])
-        deadline = time.monotonic() + timeout
+        clock = self._ledger.clock
+        deadline = clock.now() + timeout
         while left := self._left():
             ensure_supervisor(self._ledger.home)
-            if time.monotonic() > deadline:
+            if clock.now() > deadline:
                 raise NotReadyError(f"{left[0]} has not ended after {timeout:g} s", fix="look at cloudai.ps(), and try again")
-            time.sleep(_POLL)
-        self._end_supervisor(deadline)
+            clock.pause(_POLL)
+        self._end_supervisor(time.monotonic() + timeout)
         self._applied = True
         return self
 

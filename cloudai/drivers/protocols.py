@@ -93,6 +93,8 @@ class Offer:
     available: bool = True
     why_not: str = ""
     """Why the work cannot run here; empty where it can."""
+    temporary: bool = False
+    """Whether that reason may be over soon, so that waiting makes sense: no spot machine is free, a quota is used up."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ class JobStatus:
     started_at: float | None = None
     """Unix time."""
     ended_at: float | None = None
+    cost: float | None = None
+    """What the place says that it has cost so far, in the currency of the offer; None where it does not say."""
 
 
 @dataclass(frozen=True)
@@ -210,19 +214,22 @@ class TrainDriver(Driver, Protocol):
     """A driver that runs jobs to their end."""
 
     def submit(self, job: Job, offer: Offer, *, key: str) -> JobId:
-        """Start the job; called again with the same key it starts nothing and returns the same id."""
+        """Start the job; called again with the same key it starts nothing and returns the same id.
+
+        `PlacementError` where the offer cannot be had any more; then nothing was started.
+        """
         ...
 
     def status(self, job_id: JobId) -> JobStatus:
-        """Say what is known of the job."""
+        """Say what is known of the job; `NotFoundError` where it was never submitted here."""
         ...
 
     def logs(self, job_id: JobId, *, follow: bool = False) -> Iterator[LogLine]:
-        """Read the lines that the job wrote; with `follow` until it ends."""
+        """Read the lines that the job wrote; with `follow` until it ends. `NotFoundError` where there is no such job."""
         ...
 
     def cancel(self, job_id: JobId) -> None:
-        """End the job; repeatable, and nothing happens where it has ended."""
+        """End the job; repeatable, and nothing happens where it has ended or never was."""
         ...
 
 
@@ -235,15 +242,22 @@ class ServeDriver(Driver, Protocol):
         ...
 
     def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
-        """Split the traffic, all at once; the percentages sum to 100."""
+        """Split the traffic, all at once.
+
+        `SpecError` where the percentages do not sum to 100, `DriverError` where a revision with a share is not up; then
+        the traffic stays as it was.
+        """
         ...
 
     def retire(self, name: str, revision: RevisionId) -> None:
-        """Let a revision without traffic finish what it is answering, and end it."""
+        """Let a revision without traffic finish what it is answering, and end it; repeatable.
+
+        `SpecError` where it still has traffic.
+        """
         ...
 
     def inspect(self, name: str) -> DeploymentStatus:
-        """Say what is there now."""
+        """Say what is there now; of an unknown deployment that nothing is: no url, no revisions."""
         ...
 
     def delete(self, name: str) -> None:

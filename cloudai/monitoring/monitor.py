@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -86,7 +85,7 @@ class Monitor(Handle):
         model = self.deployment.model
         reference = _reference(model)
         if data is None:
-            samples, _ = _samples(self.deployment, since=_last_window(self._record))
+            samples = _samples(self.deployment, since=_last_window(self._record))
             current = _profile_samples(reference, samples, model)
         else:
             current = _profile_arrays(reference, arrays_for(model.signature, data, model.features), model)
@@ -94,7 +93,7 @@ class Monitor(Handle):
 
     def decide(self, report: Report) -> Decision:
         """Say what to do about a report, with regard to what was decided before."""
-        return decide(report, self.spec.decision, self.decisions, datetime.now(UTC))
+        return decide(report, self.spec.decision, self.decisions, _utc(self._ledger.clock.now()))
 
     def stop(self) -> None:
         """End the watch. Nothing happens where it has ended."""
@@ -128,7 +127,7 @@ def advance(ledger: Ledger, record: Record) -> None:
         ledger.observe("monitor", record.name, "stopped", {"reason": reason})
         return
     spec = MonitorSpec.model_validate(record.spec["policy"])
-    if time.time() - _last_window(record) < spec.every or not deployment.status.get("url"):
+    if ledger.clock.now() - _last_window(record) < spec.every or not deployment.status.get("url"):
         if record.phase == "queued":
             ledger.observe("monitor", record.name, "watching", {})
         return
@@ -139,12 +138,13 @@ def _look(ledger: Ledger, record: Record, deployment: Deployment, spec: MonitorS
     """Look at one window and write down what it showed and what should be done."""
     model = deployment.model
     reference = _reference(model)
-    samples, until = _samples(deployment, since=_last_window(record))
+    until = ledger.clock.now()
+    samples = _samples(deployment, since=_last_window(record))
     report = Report.of(reference, _profile_samples(reference, samples, model), spec.drift)
     windows = list(record.status.get("windows", []))
     history = [Decision.from_json(window["decision"]) for window in windows]
-    decision = decide(report, spec.decision, history, datetime.now(UTC))
-    windows.append({"at": time.time(), "until": until, "report": report.to_json(), "decision": decision.to_json()})
+    decision = decide(report, spec.decision, history, _utc(until))
+    windows.append({"at": until, "until": until, "report": report.to_json(), "decision": decision.to_json()})
     change = {"windows": windows[-_KEPT_WINDOWS:], "count": record.status.get("count", 0) + 1, "until": until, "reason": ""}
     event = f"{report.state}: {decision.kind}" if decision.kind != "hold" else ""
     ledger.observe("monitor", record.name, "watching", change, event=event)
@@ -154,11 +154,14 @@ def _last_window(record: Record) -> float:
     return float(record.status.get("until", record.created))
 
 
-def _samples(deployment: Deployment, since: float) -> tuple[list[Sample], float]:
-    """Read what was answered since a time, and until when."""
-    until = time.time()
+def _samples(deployment: Deployment, since: float) -> list[Sample]:
+    """Read what was answered since a time."""
     driver = registry.telemetry_driver(deployment.spec.on)
-    return list(driver.samples(deployment.name, since=datetime.fromtimestamp(since, UTC), limit=_MOST_ROWS)), until
+    return list(driver.samples(deployment.name, since=_utc(since), limit=_MOST_ROWS))
+
+
+def _utc(at: float) -> datetime:
+    return datetime.fromtimestamp(at, UTC)
 
 
 def _reference(model: Model) -> Profile:
@@ -184,4 +187,4 @@ def _profile_arrays(reference: Profile, arrays: Mapping[str, np.ndarray], model:
 
 
 def _clock(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S")
+    return _utc(at).strftime("%H:%M:%S")

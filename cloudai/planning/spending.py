@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,9 +53,9 @@ class Spending:
         return f"{money(self.amount, self.currency)} for {duration(self.seconds)} ({self.basis})"
 
 
-def spending(spans: Sequence[tuple[float | None, float | None]], price: Mapping[str, Any] | None) -> Spending:
-    """Add up what spans of (start, end) in unix time cost; an end of None is now, a start of None has not begun."""
-    seconds = sum((end or time.time()) - start for start, end in spans if start is not None)
+def spending(spans: Sequence[tuple[float | None, float | None]], price: Mapping[str, Any] | None, now: float) -> Spending:
+    """Add up what spans of (start, end) in unix time cost; an end of None is `now`, a start of None has not begun."""
+    seconds = sum((end or now) - start for start, end in spans if start is not None)
     if price is None:
         return Spending(seconds, 0.0, "", "no place was taken yet")
     amount = seconds / 3600 * price["per_hour"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,6 @@ from cloudai.planning.plan import place
 from cloudai.planning.spending import price_of
 from cloudai.serving.rollout import Rollout
 from cloudai.specs.serving import DeploySpec
-from cloudai.state import lease
 from cloudai.state.ledger import Ledger, Record
 
 __all__ = ["advance", "needs_of"]
@@ -49,12 +47,12 @@ class _Advance:
 
     def step(self) -> None:
         """Look once and act once."""
-        name, lease_file = self.spec.name, self.ledger.lease_file("deployment", self.spec.name)
+        name = self.spec.name
         started = "price" in self.record.status
-        if self.record.desired.get("delete") or (started and lease.expired(lease_file)):
+        if self.record.desired.get("delete") or (started and self.ledger.lease_expired("deployment", name)):
             reason = "" if self.record.desired.get("delete") else "its lease has passed and nobody renewed it"
             self.driver.delete(name)
-            self._observe("deleted", {"reason": reason, "url": "", "ended": time.time()})
+            self._observe("deleted", {"reason": reason, "url": "", "ended": self.ledger.clock.now()})
             return
         if not started:
             self._place()
@@ -74,8 +72,9 @@ class _Advance:
         except PlacementError as error:
             self._observe("rejected", {"reason": error.what, "fix": error.fix})
             return
-        lease.renew(self.ledger.lease_file("deployment", self.spec.name), self.spec.lease)
-        self._observe("starting", {"price": price_of(offer).to_json(), "place": offer.place, "started": time.time()})
+        self.ledger.renew_lease("deployment", self.spec.name, self.spec.lease)
+        started = self.ledger.clock.now()
+        self._observe("starting", {"price": price_of(offer).to_json(), "place": offer.place, "started": started})
 
     def _models(self) -> Mapping[str, Mapping[str, str]] | None:
         """Return the model of each revision; None while one still has to come out of its run."""

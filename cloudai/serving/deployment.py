@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,7 +68,7 @@ class Deployment(Handle):
     @property
     def cost(self) -> Spending:
         """What it has cost up to now."""
-        return deployment_spending(self._record)
+        return deployment_spending(self._record, self._ledger.clock.now())
 
     @property
     def model(self) -> Model:
@@ -104,7 +103,8 @@ class Deployment(Handle):
         NotReadyError
             If the time is over first.
         """
-        deadline = time.monotonic() + timeout
+        clock = self._ledger.clock
+        deadline = clock.now() + timeout
         try:
             while True:
                 self.refresh()
@@ -112,9 +112,9 @@ class Deployment(Handle):
                     return self
                 if self.phase in ("rejected", "deleted", "failing"):
                     raise self._failure()
-                if time.monotonic() > deadline:
+                if clock.now() > deadline:
                     raise NotReadyError(f"the deployment {self.name!r} is still {self.phase}", fix="wait longer, or print it")
-                time.sleep(_POLL)
+                clock.pause(_POLL)
         except KeyboardInterrupt:
             sys.stderr.write(f"Stopped waiting; {self.name} goes on. Come back: cloudai.attach({self.ref!r})\n")
             return self
@@ -282,10 +282,10 @@ class Deployment(Handle):
         }
 
 
-def deployment_spending(record: Record) -> Spending:
-    """Return what a deployment's record says that it has cost."""
+def deployment_spending(record: Record, now: float) -> Spending:
+    """Return what a deployment's record says that it has cost up to `now`, a unix time."""
     status = record.status
-    return spending([(status.get("started"), status.get("ended"))], status.get("price"))
+    return spending([(status.get("started"), status.get("ended"))], status.get("price"), now)
 
 
 def model_entry(model: Model) -> dict[str, str]:

@@ -195,7 +195,7 @@ def _on_signals() -> asyncio.Event:
 
 async def _wait_for_end(ending: asyncio.Event, options: ProcessOptions) -> None:
     while not ending.is_set():
-        if options.lease_file is not None and expired(options.lease_file):
+        if options.lease_file is not None and expired(options.lease_file, time.time()):
             _logger.info("the lease is past: draining")
             ending.set()
         with contextlib.suppress(TimeoutError):

@@ -10,7 +10,6 @@ from abc import abstractmethod
 
 from cloudai.display import Shown, ago
 from cloudai.errors import CloudAIError
-from cloudai.state import lease
 from cloudai.state.leader import ensure_supervisor
 from cloudai.state.ledger import Ledger, Record
 
@@ -42,7 +41,7 @@ class Handle(Shown):
     def __init__(self, ledger: Ledger, record: Record) -> None:
         self._ledger = ledger
         self._record = record
-        self._read_at = time.monotonic()
+        self._read_at = ledger.clock.now()
         self._renewed_at = float("-inf")
         self.name = record.name
         self.ref = record.ref
@@ -65,7 +64,7 @@ class Handle(Shown):
     @property
     def age(self) -> str:
         """How old the last snapshot is, in words."""
-        return ago(time.monotonic() - self._read_at)
+        return ago(self._ledger.clock.now() - self._read_at)
 
     def refresh(self) -> None:
         """Read the present state, now.
@@ -79,7 +78,7 @@ class Handle(Shown):
         self._read(record)
         if record.updated >= self._record.updated:  # else another thread has read or wished something newer meanwhile
             self._record = record
-        self._read_at = time.monotonic()
+        self._read_at = self._ledger.clock.now()
 
     def _want(self, **change: object) -> None:
         """Say what the user wants now, and make sure that somebody hears it."""
@@ -88,11 +87,12 @@ class Handle(Shown):
 
     def _hold(self) -> None:
         """Renew the lease and the sign that this process holds the object."""
-        if self.ended or time.monotonic() - self._renewed_at < _RENEW:
+        now = self._ledger.clock.now()
+        if self.ended or abs(now - self._renewed_at) < _RENEW:
             return
-        self._renewed_at = time.monotonic()
+        self._renewed_at = now
         if self.lease_seconds is not None:
-            lease.renew(self._ledger.lease_file(self._record.kind, self.name), self.lease_seconds)
+            self._ledger.renew_lease(self._record.kind, self.name, self.lease_seconds)
         self._ledger.hold(self._record.kind, self.name)
 
 

@@ -7,7 +7,6 @@ seconds and ends itself when the time has passed. A kernel that is gone renews n
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 from cloudai.files import replace_file
@@ -15,22 +14,22 @@ from cloudai.files import replace_file
 __all__ = ["expired", "remaining", "renew"]
 
 
-def renew(path: Path, seconds: float | None) -> None:
-    """Let it go on for `seconds` from now; None for ever."""
+def renew(path: Path, seconds: float | None, now: float) -> None:
+    """Let it go on for `seconds` from `now`, a unix time; None for ever."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    replace_file(path, json.dumps({"until": None if seconds is None else time.time() + seconds}).encode())
+    replace_file(path, json.dumps({"until": None if seconds is None else now + seconds}).encode())
 
 
-def remaining(path: Path) -> float | None:
+def remaining(path: Path, now: float) -> float | None:
     """Return the seconds left, negative when it has passed; None for ever, or where there is no lease that can be read."""
     try:
         until = json.loads(path.read_text())["until"]
-        return None if until is None else float(until) - time.time()
+        return None if until is None else float(until) - now
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def expired(path: Path) -> bool:
+def expired(path: Path, now: float) -> bool:
     """Whether the lease has passed."""
-    left = remaining(path)
+    left = remaining(path, now)
     return left is not None and left <= 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +18,12 @@ from typing import Any
 import psutil
 
 from cloudai import settings
+from cloudai.clock import SYSTEM, Clock
 from cloudai.display import nearest
 from cloudai.errors import CloudAIError, NotFoundError, SpecError
+from cloudai.state import lease
 
-__all__ = ["ENDED", "KINDS", "Event", "Ledger", "Record", "open_ledger"]
+__all__ = ["ENDED", "KINDS", "Event", "Ledger", "Record", "open_ledger", "use_ledger"]
 
 KINDS = ("run", "deployment", "monitor")
 """The kinds of object that outlive a kernel."""
@@ -88,10 +89,13 @@ class Ledger:
     ----------
     path : Path
         The SQLite file; it and its folder are made when missing, readable by the user alone.
+    clock : Clock
+        The time that everything which belongs to this ledger goes by.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Clock = SYSTEM) -> None:
         self.path = path
+        self.clock = clock
         self._local = threading.local()
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._write() as db:
@@ -105,6 +109,18 @@ class Ledger:
     def lease_file(self, kind: str, name: str) -> Path:
         """Return the file that holds the lease of an object."""
         return self.home / "leases" / f"{kind}-{name}.json"
+
+    def renew_lease(self, kind: str, name: str, seconds: float | None) -> None:
+        """Let an object go on for `seconds` from now; None for ever."""
+        lease.renew(self.lease_file(kind, name), seconds, self.clock.now())
+
+    def lease_left(self, kind: str, name: str) -> float | None:
+        """Return the seconds left of an object's lease, negative when it has passed; None for ever."""
+        return lease.remaining(self.lease_file(kind, name), self.clock.now())
+
+    def lease_expired(self, kind: str, name: str) -> bool:
+        """Whether an object's lease has passed."""
+        return lease.expired(self.lease_file(kind, name), self.clock.now())
 
     def _db(self) -> sqlite3.Connection:
         db = getattr(self._local, "db", None)
@@ -137,12 +153,12 @@ class Ledger:
         SpecError
             If one of that kind and name is there already.
         """
-        now = time.time()
+        now = self.clock.now()
         try:
             with self._write() as db:
                 row = (kind, name, phase, json.dumps(spec), json.dumps(desired), "{}", now, now)
                 db.execute("INSERT INTO objects VALUES (?,?,?,?,?,?,?,?)", row)
-                _note(db, kind, name, phase)
+                _note(db, kind, name, now, phase)
         except sqlite3.IntegrityError:
             raise SpecError(
                 f"there is a {kind} {name!r} already", fix=f"pass another name=, or cloudai.attach('{kind}/{name}')"
@@ -206,7 +222,7 @@ class Ledger:
             if row is not None:
                 desired = json.dumps({**json.loads(row[0]), **change})
                 db.execute(
-                    "UPDATE objects SET desired=?, updated=? WHERE kind=? AND name=?", (desired, time.time(), kind, name)
+                    "UPDATE objects SET desired=?, updated=? WHERE kind=? AND name=?", (desired, self.clock.now(), kind, name)
                 )
         return self.get(kind, name)
 
@@ -218,9 +234,9 @@ class Ledger:
                 return
             status = json.dumps({**json.loads(row[1]), **change})
             sql = "UPDATE objects SET phase=?, status=?, updated=? WHERE kind=? AND name=?"
-            db.execute(sql, (phase, status, time.time(), kind, name))
+            db.execute(sql, (phase, status, self.clock.now(), kind, name))
             if event or phase != row[0]:
-                _note(db, kind, name, event or phase)
+                _note(db, kind, name, self.clock.now(), event or phase)
 
     def hold(self, kind: str, name: str) -> None:
         """Record that this process holds a handle of the object."""
@@ -245,7 +261,7 @@ class Ledger:
     def add_model(self, name: str, version: str, uri: str, digest: str, run: str) -> None:
         """Record a finished model and the digest that its files must have from now on."""
         with self._write() as db:
-            row = (name, version, uri, digest, run, time.time())
+            row = (name, version, uri, digest, run, self.clock.now())
             db.execute("INSERT OR IGNORE INTO models VALUES (?,?,?,?,?,?)", row)
 
     def models(self, name: str | None = None) -> list[tuple[str, str, str, str]]:
@@ -265,6 +281,11 @@ def open_ledger() -> Ledger:
                 f"the ledger {path} cannot be opened: {error}", fix="set CLOUDAI_HOME to a writable folder"
             ) from None
     return _open[path]
+
+
+def use_ledger(ledger: Ledger) -> None:
+    """Make this the object that `open_ledger` returns for its path, such as one with a clock of its own."""
+    _open[ledger.path] = ledger
 
 
 _open: dict[Path, Ledger] = {}
@@ -287,8 +308,8 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     path.chmod(0o600)
 
 
-def _note(db: sqlite3.Connection, kind: str, name: str, what: str) -> None:
-    db.execute("INSERT INTO events (kind, name, at, what) VALUES (?,?,?,?)", (kind, name, time.time(), what))
+def _note(db: sqlite3.Connection, kind: str, name: str, at: float, what: str) -> None:
+    db.execute("INSERT INTO events (kind, name, at, what) VALUES (?,?,?,?)", (kind, name, at, what))
 
 
 def _record(row: tuple[Any, ...]) -> Record:

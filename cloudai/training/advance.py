@@ -6,7 +6,6 @@ key twice, so whoever leads after a crash goes on from there.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,6 @@ from cloudai.errors import CloudAIError, NotFoundError
 from cloudai.planning.plan import place
 from cloudai.planning.spending import price_of
 from cloudai.specs.training import TrainSpec
-from cloudai.state import lease
 from cloudai.state.ledger import Ledger, Record
 from cloudai.training.job import JOB, RunFiles
 from cloudai.training.journal import JournalReader
@@ -72,7 +70,7 @@ class _Advance:
         """Choose a place, note it, and start the first attempt."""
         offer = place(registry.train_driver(self.spec.on), needs_of(self.spec), self.record)
         self.files.folder.write(JOB, self.spec.model_dump_json().encode())
-        lease.renew(self.ledger.lease_file("run", self.spec.name), self.spec.lease)
+        self.ledger.renew_lease("run", self.spec.name, self.spec.lease)
         self._start("starting", {"price": price_of(offer).to_json(), "place": offer.place}, "")
 
     def _start(self, phase: str, change: Mapping[str, Any], event: str) -> None:
@@ -102,7 +100,9 @@ class _Advance:
             self._observe(phase, {}, "")
 
     def _ended(self, status: JobStatus) -> None:
-        self.attempts[-1].update(started=status.started_at, ended=status.ended_at or time.time(), reason=status.reason)
+        self.attempts[-1].update(
+            started=status.started_at, ended=status.ended_at or self.ledger.clock.now(), reason=status.reason
+        )
         reader = JournalReader(self.files.folder)
         result, error = reader.result(), reader.error()
         if result is not None:
@@ -111,7 +111,7 @@ class _Advance:
             self.end("failed", reason=error["what"], fix=error["fix"], frames=error["frames"])
         elif status.phase == "cancelled" or self.record.desired.get("cancel"):
             self.end("cancelled", reason="cancelled")
-        elif lease.expired(self.ledger.lease_file("run", self.spec.name)):
+        elif self.ledger.lease_expired("run", self.spec.name):
             self.end("cancelled", reason="its lease has passed and nobody renewed it", fix="attach and train again with lease=")
         else:
             self._come_back(status)

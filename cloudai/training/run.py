@@ -108,7 +108,7 @@ class Run(Handle):
     @property
     def cost(self) -> Spending:
         """What it has cost up to now: the time of all attempts at the price of the place."""
-        return run_spending(self._record)
+        return run_spending(self._record, self._ledger.clock.now())
 
     @property
     def exact(self) -> bool:
@@ -163,15 +163,16 @@ class Run(Handle):
         NotReadyError
             If the time is over first.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        clock = self._ledger.clock
+        deadline = None if timeout is None else clock.now() + timeout
         line = _ProgressLine(enabled=progress)
         try:
             while not self.ended:
-                if deadline is not None and time.monotonic() > deadline:
+                if deadline is not None and clock.now() > deadline:
                     raise NotReadyError(
                         f"the run {self.name!r} is still {self.phase}", fix="wait longer, or look at run.logs()"
                     )
-                time.sleep(_POLL)
+                clock.pause(_POLL)
                 self.refresh()
                 line.show(self)
         except KeyboardInterrupt:
@@ -204,7 +205,7 @@ class Run(Handle):
             seen = len(attempts)
             if not follow or self.ended:
                 return
-            time.sleep(_POLL)
+            self._ledger.clock.pause(_POLL)
             self.refresh()
 
     def card(self) -> Card:
@@ -245,13 +246,13 @@ class Run(Handle):
         return RunFailedError(what, fix=fix, frames=status.get("frames", ""))
 
 
-def run_spending(record: Record) -> Spending:
-    """Return what a run's record says that it has cost."""
+def run_spending(record: Record, now: float) -> Spending:
+    """Return what a run's record says that it has cost up to `now`, a unix time."""
     attempts: Sequence[Mapping[str, float | None]] = record.status.get("attempts", [])
     spans = [
         (attempt.get("started"), attempt.get("ended") or (record.updated if record.ended else None)) for attempt in attempts
     ]
-    return spending(spans, record.status.get("price"))
+    return spending(spans, record.status.get("price"), now)
 
 
 class _ProgressLine:

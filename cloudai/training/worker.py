@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -72,7 +73,7 @@ class StopSignal:
 
     def _watch(self, path: Path) -> None:
         wait: Callable[[float], bool] = threading.Event().wait
-        while not lease.expired(path):
+        while not lease.expired(path, time.time()):
             wait(_LEASE_CHECK)
         self._reason = "its lease has passed and nobody renewed it"
 

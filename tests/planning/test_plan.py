@@ -95,7 +95,7 @@ def test_where_nothing_fits_apply_says_why():
 
 def test_spending_adds_up_spans_at_a_price_with_its_source():
     price = {"per_hour": 3600.0, "currency": "EUR", "source": "a list, 2026-01-01"}
-    spent = spending([(10.0, 12.0), (20.0, 23.0), (None, None)], price)
+    spent = spending([(10.0, 12.0), (20.0, 23.0), (None, None)], price, 30.0)
     assert (spent.seconds, spent.amount, spent.currency) == (5.0, 5.0, "EUR")
     assert "a list" in str(spent)
-    assert spending([], None).basis == "no place was taken yet"
+    assert spending([], None, 0.0).basis == "no place was taken yet"
