@@ -12,7 +12,7 @@ from cloudai.artifacts.model import Model, arrays_for, find_model, only_output
 from cloudai.display import Card, Table, duration, money
 from cloudai.drivers import registry
 from cloudai.errors import NotReadyError, RunFailedError, SpecError
-from cloudai.planning.spending import Spending, spending
+from cloudai.planning.spending import Span, Spending, spending
 from cloudai.serving import client
 from cloudai.serving.rollout import Rollout
 from cloudai.specs.serving import DeploySpec
@@ -259,8 +259,13 @@ class Deployment(Handle):
         roles = {state.stable: "stable", state.canary: "canary", state.previous: "previous, to go back to"}
         return roles.get(revision, "ending")
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, version: str | None = None) -> dict[str, float]:
         """Read the service's own counters now: requests, errors, and the mean latency in seconds.
+
+        Parameters
+        ----------
+        version : str, optional
+            Of this version of the model alone, such as a canary's; by default of all revisions together.
 
         Raises
         ------
@@ -272,7 +277,7 @@ class Deployment(Handle):
         driver = registry.telemetry_driver(self.spec.on)
         totals: dict[str, float] = {}
         for metric in driver.metrics(self.name, since=datetime.fromtimestamp(self._record.created, UTC)):
-            if "le" not in metric.labels:
+            if "le" not in metric.labels and version in (None, metric.labels.get("version")):
                 totals[metric.name] = totals.get(metric.name, 0.0) + metric.value
         count = totals.get("ml_inference_latency_count", 0.0)
         return {
@@ -285,7 +290,8 @@ class Deployment(Handle):
 def deployment_spending(record: Record, now: float) -> Spending:
     """Return what a deployment's record says that it has cost up to `now`, a unix time."""
     status = record.status
-    return spending([(status.get("started"), status.get("ended"))], status.get("price"), now)
+    span = Span(status.get("started"), status.get("ended"), status.get("price"), status.get("billed"), status.get("billed_at"))
+    return spending([span], now)
 
 
 def model_entry(model: Model) -> dict[str, str]:

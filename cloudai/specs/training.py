@@ -41,6 +41,7 @@ class FailurePolicy(Spec):
     """How often a run that was killed or lost comes back."""
 
     max_failures: int = Field(default=3, ge=0)
+    """A machine that was taken away (a preemption) is no failure and does not count."""
 
 
 class Loop(Spec):
@@ -94,6 +95,8 @@ class TrainSpec(Spec):
     seed: int = Field(default=0, ge=0, lt=2**32)
     resources: Resources = Resources()
     scaling: ScalingPolicy = ScalingPolicy()
+    spot_policy: Literal["on-demand", "spot"] = "on-demand"
+    """Whether the run goes to machines that may be taken away, at a lower price, or to those that stay."""
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     failure: FailurePolicy = FailurePolicy()
     lease: Seconds | None
