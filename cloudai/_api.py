@@ -15,7 +15,7 @@ from cloudai.artifacts.store import Store
 from cloudai.display import nearest
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import Driver, Needs, Offer
-from cloudai.errors import MissingExtraError, NotReadyError, SpecError
+from cloudai.errors import DriverError, MissingExtraError, NotReadyError, SpecError
 from cloudai.inventory import Cleanup, Inventory, Ledgered
 from cloudai.monitoring.monitor import Monitor
 from cloudai.monitoring.monitor import advance as advance_monitor
@@ -344,7 +344,7 @@ def _offer_at_once(driver: Driver, needs: Needs, *, spot: bool = False) -> dict[
         return None
     try:
         return asdict(place(driver, needs, spot=spot))
-    except NotReadyError:
+    except (NotReadyError, DriverError):
         return None
 
 

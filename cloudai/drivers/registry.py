@@ -17,7 +17,7 @@ from cloudai.errors import CloudAIError, DriverError, MissingExtraError, NotFoun
 __all__ = ["get", "names", "register", "serve_driver", "telemetry_driver", "train_driver"]
 
 _GROUP = "cloudai.drivers"
-_BUILT_IN = {"local": "cloudai.drivers.local:LocalDriver"}
+_BUILT_IN = {"local": "cloudai.drivers.local:LocalDriver", "simulated": "cloudai.drivers.simulated:SimulatedDriver"}
 _registered: dict[str, Callable[[], Driver]] = {}
 
 

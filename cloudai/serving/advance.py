@@ -154,7 +154,8 @@ class _Advance:
         phase = "failing" if broken else "ready" if settled else "updating" if found.ready else "starting"
         reason = f"{broken[0]['id']} does not start: {broken[0]['reason']}" if broken else ""
         processes = {"url": found.url, "revisions": rows, "router": list(found.pids)}
-        status = {**processes, "reason": reason, "crashes": dict(crashes), "errors": 0}
+        wish = self.record.desired.get("wish")
+        status = {**processes, "reason": reason, "crashes": dict(crashes), "errors": 0, "wish": wish}
         if phase != self.record.phase or any(self.record.status.get(key) != value for key, value in status.items()):
             self._observe(phase, {**status, **self._bill(found)})
 

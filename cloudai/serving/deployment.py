@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -110,7 +111,7 @@ class Deployment(Handle):
                 self.refresh()
                 if self._settled() or (self._deleting and self.ended):
                     return self
-                if self.phase in ("rejected", "deleted", "failing"):
+                if self.ended or (self.phase == "failing" and self._heard):
                     raise self._failure()
                 if clock.now() > deadline:
                     raise NotReadyError(f"the deployment {self.name!r} is still {self.phase}", fix="wait longer, or print it")
@@ -119,10 +120,16 @@ class Deployment(Handle):
             sys.stderr.write(f"Stopped waiting; {self.name} goes on. Come back: cloudai.attach({self.ref!r})\n")
             return self
 
+    @property
+    def _heard(self) -> bool:
+        """Whether the phase is about what the user wants now, and not about what was wanted before."""
+        return bool(self._record.status.get("wish") == self._record.desired.get("wish"))
+
     def _settled(self) -> bool:
         wanted = {revision: share for revision, share in self.rollout.traffic.items() if share}
         ready = {row["id"] for row in self.revisions if row["ready"]}
-        return not self._deleting and self.phase == "ready" and self.traffic == wanted and self.rollout.kept <= ready
+        there = self.traffic == wanted and self.rollout.kept <= ready
+        return there and self._heard and self.phase == "ready" and not self._deleting
 
     def _failure(self) -> RunFailedError:
         status = self._record.status
@@ -195,7 +202,7 @@ class Deployment(Handle):
         revisions: dict[str, Any] = dict(self._record.desired["revisions"])
         revision = revision_id(model, revisions)
         revisions[revision] = model_entry(model)
-        self._want(revisions=revisions, rollout=rollout.start_canary(revision, percent).to_json())
+        self._wish(revisions=revisions, rollout=rollout.start_canary(revision, percent).to_json())
         return self
 
     def _opened(self, model: Any) -> Model:
@@ -226,8 +233,12 @@ class Deployment(Handle):
         return bool(self._record.desired.get("delete"))
 
     def _roll(self, rollout: Rollout) -> Deployment:
-        self._want(rollout=rollout.to_json())
+        self._wish(rollout=rollout.to_json())
         return self
+
+    def _wish(self, **change: object) -> None:
+        """Want something else; the supervisor says with the phase which wish it is about."""
+        self._want(**change, wish=secrets.token_hex(4))
 
     def delete(self) -> None:
         """Take it down, and its kept payloads with it. Nothing happens where it is down."""
