@@ -94,7 +94,7 @@ def plan(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Plan[R
     """
     prepared, spec = _train_spec(work, data, options)
     estimate = estimate_seconds(spec, open_ledger().records("run"))
-    offers, needs, spot = _offers(run_needs(spec), spec.on), run_needs(spec), spec.spot_policy == "spot"
+    offers, needs, spot = tuple(_offers(run_needs(spec), spec.on)), run_needs(spec), spec.spot_policy == "spot"
     offer = choose(offers, spec.on, spot=spot)
     return Plan(f"train {spec.name}", needs, offer, offers, estimate, lambda: _start_run(prepared, spec), spot)
 
@@ -289,11 +289,11 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
             _require("training with several workers", "ray", "ray")
     base = options.get("model_name") or base_name(work)
     spec = TrainSpec.of(
-        name=options.get("name") or f"{base}-{secrets.token_hex(2)}",
+        name=_made_up_name(base) if (name := options.get("name")) is None else name,
         work=Work(kind="function"),
         on=options.get("on", "local"),
         model_name=base,
-        config=dict(options.get("config", {})),
+        config=options.get("config", {}),
         loop=loop,
         seed=options.get("seed", 0),
         resources=options.get("resources", Resources()),
@@ -315,6 +315,11 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
             f"{min(loop_options)}= is an option of the built-in loop, and you pass a function", fix="pass it in config="
         )
     return prepared, spec.model_copy(update={"work": prepared.work})
+
+
+def _made_up_name(base: str) -> str:
+    """Return a name that is free in all likelihood, and as long as a name may be at most."""
+    return f"{str(base)[:58].rstrip('-')}-{secrets.token_hex(2)}"
 
 
 def _refuse_spot(spec: TrainSpec) -> None:

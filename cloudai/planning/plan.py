@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, NoReturn, TypeVar
 
 from cloudai.display import Card, Shown, Table, duration, money
 from cloudai.drivers.protocols import Driver, Needs, Offer
-from cloudai.errors import NotReadyError, PlacementError
+from cloudai.errors import IntegrityError, NotReadyError, PlacementError
 from cloudai.planning.estimate import Estimate
 
 __all__ = ["Plan", "choose", "no_place", "place"]
@@ -69,7 +69,7 @@ class Plan(Shown, Generic[T]):
     offer: Offer | None
     offers: Sequence[Offer]
     estimate: Estimate
-    launch: Callable[[], T]
+    launch: Callable[[], T] = field(compare=False)
     spot: bool = False
     """Whether spot machines were asked for."""
 
@@ -124,6 +124,30 @@ class Plan(Shown, Generic[T]):
             raise no_place(self.offers)
         return self.launch()
 
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON: everything but the work itself."""
+        offers = [asdict(offer) for offer in self.offers]
+        chosen = None if self.offer is None else list(self.offers).index(self.offer)
+        facts = {"title": self.title, "needs": asdict(self.needs), "estimate": asdict(self.estimate), "spot": self.spot}
+        return {**facts, "offers": offers, "offer": chosen, "cost": None if self.cost is None else list(self.cost)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan[Any]:
+        """Read what `to_json` returned: it shows the same, and cannot be applied, for the work is not in it.
+
+        Raises
+        ------
+        IntegrityError
+            If it is not that.
+        """
+        try:
+            offers = tuple(Offer(**offer) for offer in data["offers"])
+            chosen = None if data["offer"] is None else offers[data["offer"]]
+            needs, estimate = Needs(**data["needs"]), Estimate(**data["estimate"])
+            return cls(str(data["title"]), needs, chosen, offers, estimate, _without_work, bool(data["spot"]))
+        except (KeyError, IndexError, TypeError) as error:
+            raise IntegrityError(f"the stored plan cannot be read: {error!r}", fix="plan again") from None
+
     def _why_not(self, offer: Offer) -> str:
         """Say why an offer that could be launched was not chosen."""
         if offer.spot == self.spot:
@@ -143,6 +167,10 @@ class Plan(Shown, Generic[T]):
 
     def _price(self, offer: Offer) -> str:
         return money(offer.price_per_hour, offer.currency) + (" spot" if offer.spot else "")
+
+
+def _without_work() -> NoReturn:
+    raise NotReadyError("this plan was read back, and the work is not in it", fix="plan again, and apply that plan")
 
 
 def no_place(offers: Sequence[Offer]) -> PlacementError:
