@@ -54,8 +54,11 @@ class Spending:
 
 
 def spending(spans: Sequence[tuple[float | None, float | None]], price: Mapping[str, Any] | None, now: float) -> Spending:
-    """Add up what spans of (start, end) in unix time cost; an end of None is `now`, a start of None has not begun."""
-    seconds = sum((end or now) - start for start, end in spans if start is not None)
+    """Add up what spans of (start, end) in unix time cost; an end of None is `now`, a start of None has not begun.
+
+    A clock that was set back makes nothing cost less than nothing.
+    """
+    seconds = sum(max(0.0, (end or now) - start) for start, end in spans if start is not None)
     if price is None:
         return Spending(seconds, 0.0, "", "no place was taken yet")
     amount = seconds / 3600 * price["per_hour"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import DeploymentStatus, Needs, Revision, RevisionId
-from cloudai.errors import CloudAIError, PlacementError
+from cloudai.errors import CloudAIError, LedgerError, PlacementError
 from cloudai.planning.plan import place
 from cloudai.planning.spending import price_of
 from cloudai.serving.rollout import Rollout
@@ -35,6 +35,8 @@ def advance(ledger: Ledger, record: Record) -> None:
     deployment = _Advance(ledger, record)
     try:
         deployment.step()
+    except LedgerError:
+        raise  # says nothing about the work; the next look goes on from what was written
     except CloudAIError as error:
         deployment.failed(error)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import Job, JobId, JobStatus, Needs, Offer
-from cloudai.errors import CloudAIError, NotFoundError
+from cloudai.errors import CloudAIError, LedgerError, NotFoundError
 from cloudai.planning.plan import place
 from cloudai.planning.spending import price_of
 from cloudai.specs.training import TrainSpec
@@ -33,6 +33,8 @@ def advance(ledger: Ledger, record: Record) -> None:
     run = _Advance(ledger, record)
     try:
         run.step()
+    except LedgerError:
+        raise  # says nothing about the work; the next look goes on from what was written
     except CloudAIError as error:
         run.end("rejected" if record.phase == "queued" else "failed", reason=error.what, fix=error.fix)
 
