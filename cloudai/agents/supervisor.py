@@ -161,7 +161,7 @@ class _Supervisor:
         except LedgerError as error:
             self._writing.note(error)
             self._not_before = time.monotonic() + self._writing.pause
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  one object's trouble is not the others'
             self._writing.unexpected(f"{record.ref} could not be taken further", error)
 
 

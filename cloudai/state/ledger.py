@@ -150,8 +150,8 @@ class Ledger:
                     version += found[0][1]  # a handle of the old one must see that this is newer
                     for table in ("objects", "leases", "holders"):
                         tx.execute(f"DELETE FROM {table} WHERE kind=? AND name=?", (kind, name))  # noqa: S608
-                fields = (dict(spec), dict(desired), {}, now, now, version, at, owner(), anywhere)
-                return _insert(tx, Record(kind, name, "queued", *fields))
+                parts = (dict(spec), dict(desired), {})
+                return _insert(tx, Record(kind, name, "queued", *parts, now, now, version, at, owner(), anywhere))
         except TakenError:
             raise _taken(kind, name) from None
 

@@ -48,7 +48,7 @@ class SQLite:
             raise LedgerError(f"{self.where} cannot be opened: {error.strerror}", fix=_writable(path)) from None
 
     def _refuse_emptied(self) -> None:
-        """An empty file is a new ledger, but not where leases say that there was one before."""
+        """Refuse an empty file, which would be a new ledger, where leases say that there was one before."""
         if self._path.exists() and not self._path.stat().st_size and any(self._path.parent.glob("leases/*.json")):
             if self._path.with_name(self._path.name + "-wal").exists():
                 return  # another process is making it just now
