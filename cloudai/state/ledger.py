@@ -10,6 +10,7 @@ import functools
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,15 +119,7 @@ class Ledger:
         LedgerError
             If this machine's clock cannot be right.
         """
-        now = self.clock.now()
-        refuse_clock(self._database, self.clock)
-        at = self.here if home is None else home
-        record = Record(kind, name, phase, dict(spec), dict(desired), {}, now, now, 1, at, owner(), anywhere)
-        try:
-            with self._database.transaction() as tx:
-                return _insert(tx, record)
-        except TakenError:
-            raise _taken(kind, name) from None
+        return self._add(Record(kind, name, phase, dict(spec), dict(desired), {}, *self._made(home), anywhere))
 
     def replace(
         self,
@@ -139,21 +132,31 @@ class Ledger:
         home: str | None = None,
     ) -> Record:
         """Record a new object in the place of an ended one of the same name; else as `create`."""
+        record = Record(kind, name, "queued", dict(spec), dict(desired), {}, *self._made(home), anywhere)
+        made = self._add(record, in_place_of_ended=True)
+        self.lease_file(kind, name).unlink(missing_ok=True)  # the old one's
+        return made
+
+    def _made(self, home: str | None) -> tuple[float, float, int, str, str]:
+        """Return when, where and by whom a new object is made."""
         now = self.clock.now()
+        return now, now, 1, self.here if home is None else home, owner()
+
+    def _add(self, new: Record, *, in_place_of_ended: bool = False) -> Record:
         refuse_clock(self._database, self.clock)
-        at = self.here if home is None else home
+        key = (new.kind, new.name)
         try:
             with self._database.transaction() as tx:
-                found = tx.locked("SELECT phase, version FROM objects WHERE kind=? AND name=?", (kind, name))
-                version = 1
-                if found and found[0][0] in ENDED:
-                    version += found[0][1]  # a handle of the old one must see that this is newer
+                found = tx.locked("SELECT phase, version FROM objects WHERE kind=? AND name=?", key)
+                if in_place_of_ended and found and found[0][0] in ENDED:
+                    new = replace(new, version=found[0][1] + 1)  # a handle of the old one must see that this is newer
                     for table in ("objects", "leases", "holders"):
-                        tx.execute(f"DELETE FROM {table} WHERE kind=? AND name=?", (kind, name))  # noqa: S608
-                parts = (dict(spec), dict(desired), {})
-                return _insert(tx, Record(kind, name, "queued", *parts, now, now, version, at, owner(), anywhere))
+                        tx.execute(f"DELETE FROM {table} WHERE kind=? AND name=?", key)  # noqa: S608
+                _insert(tx, new)
+                return new
         except TakenError:
-            raise _taken(kind, name) from None
+            fix = f"pass another name=, or cloudai.attach('{new.ref}')"
+            raise SpecError(f"there is a {new.kind} {new.name!r} already", fix=fix) from None
 
     def get(self, kind: str, name: str) -> Record:
         """Return a record.
@@ -340,21 +343,15 @@ def use_ledger(ledger: Ledger) -> None:
 _open: dict[tuple[Path, str], Ledger] = {}
 
 
-def _insert(tx: Transaction, new: Record) -> Record:
+def _insert(tx: Transaction, new: Record) -> None:
     texts = (json.dumps(new.spec), json.dumps(new.desired), json.dumps(new.status))
     row = (new.kind, new.name, new.phase, *texts, new.created, new.updated, new.version, new.home, new.owner, int(new.anywhere))
     tx.execute(f"INSERT INTO objects ({_COLUMNS}) VALUES ({','.join('?' * len(row))})", row)  # noqa: S608
     _note(tx, new.kind, new.name, new.created, new.phase)
-    return new
 
 
 def _note(tx: Transaction, kind: str, name: str, at: float, what: str) -> None:
     tx.execute("INSERT INTO events (kind, name, at, what) VALUES (?,?,?,?)", (kind, name, at, what.replace("\0", "")))
-
-
-def _taken(kind: str, name: str) -> SpecError:
-    fix = f"pass another name=, or cloudai.attach('{kind}/{name}')"
-    return SpecError(f"there is a {kind} {name!r} already", fix=fix)
 
 
 def _record(row: Row) -> Record:

@@ -60,11 +60,15 @@ class SQLite:
 
     def version(self) -> int:
         """Return the number of the last migration; refuses a file that is not ours."""
-        tables = {name for (name,) in self.query("SELECT name FROM sqlite_master WHERE type='table'")}
+        with self._errors():
+            self._refuse_foreign(self._connection())
+        return int(self.query("PRAGMA user_version")[0][0])
+
+    def _refuse_foreign(self, db: sqlite3.Connection) -> None:
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type='table'")}
         if tables and not tables >= _OURS:
             fix = f"move it away, or set CLOUDAI_HOME to another folder than {self._path.parent}"
             raise LedgerError(f"{self.where} is the database of another program", fix=fix)
-        return int(self.query("PRAGMA user_version")[0][0])
 
     @contextmanager
     def transaction(self, *, alone: bool = False) -> Iterator[_Transaction]:
@@ -110,7 +114,9 @@ class SQLite:
         deadline = time.monotonic() + _WAIT
         while True:
             try:
-                db.execute("PRAGMA journal_mode=WAL")
+                if db.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+                    self._refuse_foreign(db)  # before anything is changed
+                    db.execute("PRAGMA journal_mode=WAL")
                 db.execute("PRAGMA synchronous=NORMAL")
                 return db
             except sqlite3.OperationalError as error:  # SQLite does not wait by itself for this one

@@ -24,3 +24,11 @@ def path(tmp_path):
 @pytest.fixture
 def ledger(path, url):
     return Ledger(path, url=url)
+
+
+@pytest.fixture
+def linear():
+    """Work and data that `cloudai.train` takes."""
+    import torch
+
+    return torch.nn.Linear(4, 2), (torch.zeros(8, 4), torch.zeros(8, dtype=torch.int64))
