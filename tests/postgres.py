@@ -45,7 +45,7 @@ class Server:
     def sql(self, statement: str, url: str = "") -> list[tuple]:
         import psycopg
 
-        with psycopg.connect(url or self.url("postgres"), autocommit=True) as db:
+        with psycopg.connect(url or self.url("postgres"), autocommit=True, password=PASSWORD) as db:
             found = db.execute(statement)
             return found.fetchall() if found.description else []
 

@@ -90,8 +90,7 @@ class Postgres:
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
         """Read; once more where the connection was lost meanwhile."""
-        import psycopg
-
+        psycopg = _psycopg()
         with self._lock, self._errors():
             try:
                 return _rows(self._connected(), sql, values)
@@ -127,8 +126,8 @@ class Postgres:
         return db
 
     def _lost(self) -> bool:
-        """Whether the connection is gone; then the next call makes a new one."""
-        return self._connection is None or self._connection.closed
+        """Whether there was a connection that is gone; then the next call makes a new one."""
+        return self._connection is not None and self._connection.closed
 
     def _connected(self) -> psycopg.Connection:
         if self._pid != os.getpid():  # a fork: the connection is our parent's

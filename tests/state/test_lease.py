@@ -7,8 +7,8 @@ import time
 import pytest
 
 from cloudai.state import lease
-from cloudai.state.ledger import Ledger
 from cloudai.state.lease import GRACE, LeaseWatch
+from cloudai.state.ledger import Ledger
 
 HOUR = 3600.0
 
