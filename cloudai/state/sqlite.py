@@ -17,6 +17,7 @@ from cloudai.state.database import Row, TakenError
 __all__ = ["SQLite"]
 
 _WAIT = 30.0  # seconds for which a process waits for another one that writes
+_MAKING = 0.5  # seconds in which a new file gets its first page, at the latest
 _OURS = {"objects", "events"}  # tables that every version has
 
 
@@ -49,10 +50,13 @@ class SQLite:
 
     def _refuse_emptied(self) -> None:
         """Refuse an empty file, which would be a new ledger, where leases say that there was one before."""
-        if self._path.exists() and not self._path.stat().st_size and any(self._path.parent.glob("leases/*.json")):
-            if self._path.with_name(self._path.name + "-wal").exists():
-                return  # another process is making it just now
-            raise LedgerError(f"{self.where} is empty, and was not before", fix=_replace(self._path))
+        if self._is_empty() and any(self._path.parent.glob("leases/*.json")):
+            time.sleep(_MAKING)  # another process may be making it just now
+            if self._is_empty():
+                raise LedgerError(f"{self.where} is empty, and was not before", fix=_replace(self._path))
+
+    def _is_empty(self) -> bool:
+        return self._path.exists() and self._path.stat().st_size == 0
 
     def exists(self) -> bool:
         """Whether the file is there: a home may be removed."""
