@@ -112,7 +112,7 @@ def test_a_full_disk(disk, verbs, monkeypatch, fresh):
     for verb in ("ps", "attach"):
         try:
             verbs[verb]()  # to read needs no room where the ledger is open already
-        except errors.LedgerError as error:
+        except errors.LedgerError:
             assert fresh
             two_lines(verbs[verb], "full")
     filler.unlink()
