@@ -37,7 +37,9 @@ class Server:
         return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
 
     def database(self) -> str:
-        """Make an empty database and return its address."""
+        """Make an empty database and return its address; a server that a test left stopped is started."""
+        if not (self.data / "postmaster.pid").exists():
+            self.start()
         name = f"test_{next(self.numbers)}"
         self.sql(f"CREATE DATABASE {name}")
         return self.url(name)
@@ -57,7 +59,12 @@ class Server:
 
     def _run(self, tool: str, *arguments) -> None:
         done = subprocess.run(
-            [self.bin / tool, *map(str, arguments)], **_as_user(), cwd=self.data.parent, capture_output=True, text=True
+            [self.bin / tool, *map(str, arguments)],
+            **_as_user(),
+            cwd=self.data.parent,
+            env={"PATH": os.defpath, "LC_ALL": "C"},  # without CLOUDAI_HOME: it is no process of a test's home
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -89,7 +96,17 @@ def postgres() -> Iterator[Server]:
             shutil.chown(folder, "postgres")
         server = Server(Path(tool).parent, folder / "data", _free_port())
         server._run(
-            "initdb", "-D", server.data, "-U", USER, "-A", "scram-sha-256", f"--pwfile={folder / 'password'}", "--no-sync"
+            "initdb",
+            "-D",
+            server.data,
+            "-U",
+            USER,
+            "-A",
+            "scram-sha-256",
+            f"--pwfile={folder / 'password'}",
+            "--no-sync",
+            "-E",
+            "UTF8",
         )
         (server.data / "postgresql.auto.conf").write_text(_CONFIG + f"port = {server.port}\n")
         passwords.write_text(f"127.0.0.1:{server.port}:*:*:{PASSWORD}\n")

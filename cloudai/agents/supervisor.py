@@ -98,20 +98,19 @@ class _Supervisor:
 
     def run(self, idle: float) -> None:
         """Look and act until nothing has been alive for `idle` seconds."""
-        seen, looked, active = -1, float("-inf"), time.monotonic()
+        seen, looked, quiet_since = -1, float("-inf"), float("inf")
         try:
-            while time.monotonic() - active < idle and self._ledger.exists() and not self._reading.hopeless:
+            while time.monotonic() - quiet_since < idle and self._ledger.exists() and not self._reading.hopeless:
                 try:
                     revision, now = self._ledger.revision(), time.monotonic()
                     news = revision != seen
                     if news or now - looked >= _LOOK:
                         seen, looked = revision, now
-                        if self._look(now, news=news):
-                            active = now
+                        quiet_since = float("inf") if self._look(now, news=news) else min(quiet_since, now)
                         self._reading.over()
                 except LedgerError as error:
                     self._reading.note(error)
-                    seen, active = -1, time.monotonic()  # what cannot be read is not nothing
+                    seen, quiet_since = -1, float("inf")  # what cannot be read is not nothing
                 time.sleep(self._ledger.poll + self._reading.pause)
         finally:
             self._lead.release()

@@ -33,6 +33,15 @@ _SESSION = (
 )
 """So nothing waits for ever, and the server gives back within half a minute what a machine held that was cut off."""
 
+_OPTIONS: Any = {
+    "client_encoding": "utf8",  # also where the database was made without an encoding
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,  # milliseconds
+}
+"""So we notice within half a minute that the other end is gone."""
+
 
 class Postgres:
     """A PostgreSQL database; one connection for all threads of this process, made anew when it is lost.
@@ -144,7 +153,7 @@ class Postgres:
         while True:
             try:
                 db: Any = psycopg.connect(
-                    self._url, autocommit=True, connect_timeout=_CONNECT, application_name="cloudai", **_keepalive()
+                    self._url, autocommit=True, connect_timeout=_CONNECT, application_name="cloudai", **_OPTIONS
                 )
                 db.execute(_SESSION)
                 return db  # type: ignore[no-any-return]
@@ -233,11 +242,6 @@ def _psycopg() -> Any:
             f"a ledger on PostgreSQL needs {error.name}, which is not installed", fix='pip install "cloudai[team]"'
         ) from error
     return psycopg
-
-
-def _keepalive() -> dict[str, Any]:
-    """Notice within half a minute that the other end is gone."""
-    return {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 
 
 def _placed(sql: str) -> Any:
