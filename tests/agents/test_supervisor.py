@@ -18,7 +18,7 @@ from cloudai.specs.training import Loop, TrainSpec, Work
 from cloudai.state import lease
 from cloudai.state.ledger import Ledger
 from tests.conftest import wait_until
-from tests.disks import disk, fill  # noqa: F401
+from tests.disks import fill
 
 
 def cancelled(ledger, name, **options):
@@ -62,7 +62,7 @@ def test_a_server_that_is_restarted(postgres, home, caplog):
     assert "answers again" in caplog.text
 
 
-def test_a_disk_that_is_full(home, disk, caplog):  # noqa: F811
+def test_a_disk_that_is_full(home, disk, caplog):
     ledger = Ledger(disk / "home" / "ledger.sqlite")
     cancelled(ledger, "one")
     filler = fill(disk)

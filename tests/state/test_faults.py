@@ -17,7 +17,7 @@ import cloudai
 from cloudai import errors
 from cloudai.state import ledger as ledger_module
 from cloudai.state.ledger import Ledger
-from tests.disks import disk, fill  # noqa: F401
+from tests.disks import fill
 
 
 @pytest.fixture
