@@ -113,8 +113,9 @@ class _Supervisor:
                     seen, quiet_since = -1, float("inf")  # what cannot be read is not nothing
                 time.sleep(self._ledger.poll + self._reading.pause)
         finally:
-            self._lead.release()
             self._pool.shutdown(wait=False, cancel_futures=True)
+            if all(step.done() for step in self._busy.values()):
+                self._lead.release()  # else it goes back when the last step, and with it this process, has ended
 
     def _look(self, now: float, *, news: bool) -> bool:
         """Take each live object one step further, those apart that are still in their last step."""

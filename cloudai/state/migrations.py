@@ -63,7 +63,7 @@ def migrate(database: Database) -> None:
                 _carry_out(tx, MIGRATIONS[have])
                 tx.set_version(have + 1)
     if have > len(MIGRATIONS):
-        raise LedgerError(f"{database.where} was written by a newer cloudai", fix="pip install --upgrade cloudai")
+        raise LedgerError(f"the ledger {database.where} was written by a newer cloudai", fix="pip install --upgrade cloudai")
 
 
 def _carry_out(tx: Transaction, statements: tuple[str, ...]) -> None:

@@ -67,7 +67,7 @@ class Postgres:
         self._connection: psycopg.Connection | None = None
         self._pid = 0
         parts = urlsplit(url)
-        self.where = f"the ledger {parts.scheme}://{parts.netloc}{parts.path}"
+        self.where = f"{parts.scheme}://{parts.netloc}{parts.path}"
 
     def exists(self) -> bool:
         """Whether it is there: only the server knows."""
@@ -171,8 +171,7 @@ class Postgres:
         except psycopg.errors.UniqueViolation:
             raise TakenError from None
         except psycopg.Error as error:
-            what, fix = _in_words(error)
-            raise LedgerError(f"{self.where} {what}", fix=fix) from None
+            raise _in_words(self.where, error) from None
 
 
 class _Transaction:
@@ -252,41 +251,59 @@ def _rows(db: psycopg.Connection, sql: str, values: Sequence[Any]) -> list[Row]:
     return db.execute(_placed(sql), values).fetchall()
 
 
-_WORDS = {
-    "password authentication failed": (
-        "does not accept the password",
-        "set PGPASSWORD, or write the password into ~/.pgpass (mode 600)",
-    ),
-    "no password supplied": ("asks for a password", "set PGPASSWORD, or write it into ~/.pgpass (mode 600)"),
-    "no pg_hba.conf entry": ("does not let this machine or user in", "ask whoever runs the server for a line in pg_hba.conf"),
-    "does not exist": ("does not exist, or its user does not", "make it: createdb NAME, createuser NAME"),
-    "too many": ("has too many connections", "call again later, or raise max_connections of the server"),
-    "remaining connection slots": ("has too many connections", "call again later, or raise max_connections of the server"),
-    "certificate": ("cannot be reached over TLS", "look at sslmode= and sslrootcert= in the setting 'ledger'"),
-    "ssl": ("cannot be reached over TLS", "look at sslmode= and sslrootcert= in the setting 'ledger'"),
-    "invalid": ("has an address that cannot be read", "write it as postgresql://user@host:5432/dbname"),
-}
-"""By what libpq's message holds, as a connection that fails has no error code."""
-
-_STATES = {
-    "42501": (
-        "does not give the rights that are needed",
-        "as its owner: GRANT CREATE ON DATABASE …, or own the schema cloudai",
-    ),
-    "25006": ("is read-only", "use the address of the primary server, not of a standby"),
-    "53100": ("cannot be written: the server's disk is full", "make room on the server, and call again"),
-    "57014": ("did not answer in 15 s", "call again; look at what else the server is doing"),
-    "55P03": ("was busy for 10 s", "call again; look at who holds a lock on the server"),
-    "42P01": ("has lost its tables", "restore the schema cloudai from a copy, or restart this process to make it anew"),
-}
-
-
-def _in_words(error: psycopg.Error) -> tuple[str, str]:
-    """Return what is wrong and its fix."""
-    if error.sqlstate in _STATES:
-        return _STATES[error.sqlstate]
+def _in_words(where: str, error: psycopg.Error) -> LedgerError:
+    """Say what is wrong, and its fix."""
+    if error.sqlstate is not None and (known := _by_state(where).get(error.sqlstate)):
+        return known
     text = " ".join(str(error).split())
-    for part, said in _WORDS.items():
+    for part, known in _by_message(where).items():
         if part in text.lower():
-            return said
-    return f"cannot be reached: {text[:200]}", "start the server, or mend the setting 'ledger'; then call again"
+            return known
+    fix = "start the server, or mend the setting 'ledger'; then call again"
+    return LedgerError(f"the ledger {where} cannot be reached: {text[:200]}", fix=fix)
+
+
+def _by_state(where: str) -> dict[str, LedgerError]:
+    """Return the errors of statements by PostgreSQL's code."""
+    rights = "as the owner of the database: GRANT CREATE ON DATABASE …; as the owner of the tables: GRANT ON SCHEMA cloudai …"
+    return {
+        "42501": LedgerError(f"the ledger {where} does not give the rights that are needed", fix=rights),
+        "25006": LedgerError(f"the ledger {where} is read-only", fix="use the address of the primary server, not of a standby"),
+        "53100": LedgerError(
+            f"the ledger {where} cannot be written: the server's disk is full", fix="make room there, and call again"
+        ),
+        "57014": LedgerError(
+            f"the ledger {where} did not answer in 15 s", fix="call again; look at what else the server is doing"
+        ),
+        "55P03": LedgerError(f"the ledger {where} was busy for 10 s", fix="call again; look at who holds a lock on the server"),
+        "42P01": LedgerError(
+            f"the ledger {where} has lost its tables", fix="restore the schema cloudai; or start this process again"
+        ),
+    }
+
+
+def _by_message(where: str) -> dict[str, LedgerError]:
+    """Return the errors of connections by what libpq says: they have no code."""
+    known_ways = "set PGPASSWORD, or write the password into ~/.pgpass (mode 600)"
+    crowded = LedgerError(
+        f"the ledger {where} has too many connections", fix="call again later, or raise max_connections of the server"
+    )
+    tls = LedgerError(
+        f"the ledger {where} cannot be reached over TLS", fix="look at sslmode= and sslrootcert= in the setting 'ledger'"
+    )
+    stranger = LedgerError(
+        f"the ledger {where} does not let this machine or user in", fix="ask whoever runs the server: pg_hba.conf"
+    )
+    return {
+        "password authentication failed": LedgerError(f"the ledger {where} does not accept the password", fix=known_ways),
+        "no password supplied": LedgerError(f"the ledger {where} asks for a password", fix=known_ways),
+        "no pg_hba.conf entry": stranger,
+        "does not exist": LedgerError(
+            f"the ledger {where} does not exist, or its user does not", fix="createdb NAME, createuser NAME"
+        ),
+        "too many": crowded,
+        "remaining connection slots": crowded,
+        "certificate": tls,
+        "ssl": tls,
+        "invalid": LedgerError(f"the ledger {where} has no address that can be read", fix="postgresql://user@host:5432/dbname"),
+    }

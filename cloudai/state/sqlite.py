@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cloudai.errors import CloudAIError, LedgerError
+from cloudai.errors import LedgerError
 from cloudai.state.database import Row, TakenError
 
 __all__ = ["SQLite"]
@@ -40,20 +40,20 @@ class SQLite:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._local = threading.local()
-        self.where = f"the ledger {path}"
+        self.where = str(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._refuse_emptied()
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         except OSError as error:
-            raise LedgerError(f"{self.where} cannot be opened: {error.strerror}", fix=_writable(path)) from None
+            raise LedgerError(f"the ledger {self.where} cannot be opened: {error.strerror}", fix=_writable(path)) from None
 
     def _refuse_emptied(self) -> None:
         """Refuse an empty file, which would be a new ledger, where leases say that there was one before."""
         if self._is_empty() and any(self._path.parent.glob("leases/*.json")):
             time.sleep(_MAKING)  # another process may be making it just now
             if self._is_empty():
-                raise LedgerError(f"{self.where} is empty, and was not before", fix=_replace(self._path))
+                raise LedgerError(f"the ledger {self.where} is empty, and was not before", fix=_replace(self._path))
 
     def _is_empty(self) -> bool:
         return self._path.exists() and self._path.stat().st_size == 0
@@ -72,7 +72,7 @@ class SQLite:
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type='table'")}
         if tables and not tables >= _OURS:
             fix = f"move it away, or set CLOUDAI_HOME to another folder than {self._path.parent}"
-            raise LedgerError(f"{self.where} is the database of another program", fix=fix)
+            raise LedgerError(f"the ledger {self.where} is the database of another program", fix=fix)
 
     @contextmanager
     def transaction(self, *, alone: bool = False) -> Iterator[_Transaction]:
@@ -134,28 +134,40 @@ class SQLite:
         try:
             yield
         except FileNotFoundError:
-            raise LedgerError(f"{self.where} is gone", fix="put it back, or call again to start with an empty one") from None
+            raise LedgerError(
+                f"the ledger {self.where} is gone", fix="put it back, or call again to start with an empty one"
+            ) from None
         except PermissionError as error:
-            raise LedgerError(f"{self.where} cannot be opened: {error.strerror}", fix=_writable(self._path)) from None
+            raise LedgerError(
+                f"the ledger {self.where} cannot be opened: {error.strerror}", fix=_writable(self._path)
+            ) from None
         except sqlite3.IntegrityError:
             raise TakenError from None
         except sqlite3.Error as error:
             self._local.key = None  # the next call starts afresh
             raise self._in_words(error) from None
 
-    def _in_words(self, error: sqlite3.Error) -> CloudAIError:
+    def _in_words(self, error: sqlite3.Error) -> LedgerError:
         room = f"make room on the disk of {self._path.parent}, and call again"
-        fixes = {
-            sqlite3.SQLITE_FULL: ("cannot be written: the disk is full", room),
-            sqlite3.SQLITE_IOERR: ("cannot be written: the disk is full or fails", room),
-            sqlite3.SQLITE_READONLY: ("cannot be written: it is read-only", _writable(self._path)),
-            sqlite3.SQLITE_CANTOPEN: ("cannot be opened: its folder is read-only, or the disk is full", _writable(self._path)),
-            sqlite3.SQLITE_NOTADB: ("is damaged: it is no database", _replace(self._path)),
-            sqlite3.SQLITE_CORRUPT: ("is damaged: parts of it are missing or overwritten", _replace(self._path)),
-            sqlite3.SQLITE_BUSY: (f"was busy for {_WAIT:g} s", "call again; if that stays so, end the process that writes"),
+        writable = _writable(self._path)
+        copy = _replace(self._path)
+        busy = "call again; if that stays so, end the process that writes"
+        known = {
+            sqlite3.SQLITE_FULL: LedgerError(f"the ledger {self.where} cannot be written: the disk is full", fix=room),
+            sqlite3.SQLITE_IOERR: LedgerError(
+                f"the ledger {self.where} cannot be written: the disk is full or fails", fix=room
+            ),
+            sqlite3.SQLITE_READONLY: LedgerError(f"the ledger {self.where} cannot be written: it is read-only", fix=writable),
+            sqlite3.SQLITE_CANTOPEN: LedgerError(
+                f"the ledger {self.where} cannot be opened: its folder is read-only, or the disk is full", fix=writable
+            ),
+            sqlite3.SQLITE_NOTADB: LedgerError(f"the ledger {self.where} is damaged: it is no database", fix=copy),
+            sqlite3.SQLITE_CORRUPT: LedgerError(
+                f"the ledger {self.where} is damaged: parts are missing or overwritten", fix=copy
+            ),
+            sqlite3.SQLITE_BUSY: LedgerError(f"the ledger {self.where} was busy for {_WAIT:g} s", fix=busy),
         }
-        what, fix = fixes.get(_code(error), (f"cannot be used: {error}", _replace(self._path)))
-        return LedgerError(f"{self.where} {what}", fix=fix)
+        return known.get(_code(error), LedgerError(f"the ledger {self.where} cannot be used: {error}", fix=copy))
 
 
 class _Transaction:
