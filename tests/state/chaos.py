@@ -27,7 +27,7 @@ def main(path: Path, url: str, seconds: float, logs: Path, seed: int) -> None:
     Ledger(path, url=url)
     alive = [child(path, url, logs) for _ in range(PROCESSES)]
     killed, end = 0, time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end or killed < PROCESSES:
         time.sleep(choose.uniform(0, 0.1))
         victim = alive.pop(choose.randrange(PROCESSES))
         os.kill(victim, signal.SIGKILL)
