@@ -172,7 +172,8 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
         _require("serving", "serve", "torch", "uvicorn", "aiohttp", "prometheus_client")
     check_port(spec.port)
     desired = {"revisions": {revision: entry}, "rollout": Rollout(revision).to_json(), "offer": offer}
-    record = ledger.replace("deployment", spec.name, spec.model_dump(mode="json"), desired)
+    anywhere = not driver.capabilities.here
+    record = ledger.replace("deployment", spec.name, spec.model_dump(mode="json"), desired, anywhere=anywhere)
     ensure_supervisor(ledger.home)
     return Deployment(ledger, record)
 
@@ -207,9 +208,10 @@ def monitor(
     """
     ledger = open_ledger()
     target = deployment if isinstance(deployment, str) else deployment.name
-    ledger.get("deployment", target)
+    watched = ledger.get("deployment", target)
     spec = MonitorSpec.of(every=every, drift=drift or DriftPolicy(), decision=decision or DecisionPolicy())
-    record = ledger.replace("monitor", name or target, {"deployment": target, "policy": spec.model_dump(mode="json")}, {})
+    wanted = {"deployment": target, "policy": spec.model_dump(mode="json")}
+    record = ledger.replace("monitor", name or target, wanted, {}, anywhere=watched.anywhere, home=watched.home)
     ensure_supervisor(ledger.home)
     return Monitor(ledger, record)
 
@@ -263,8 +265,9 @@ def costs() -> Inventory:
 
 
 def cleanup() -> Cleanup:
-    """List what is alive and no other live process holds; ``.apply()`` ends it."""
-    return Cleanup(open_ledger(), [entry for entry in ps().entries if not entry.held_elsewhere])
+    """List what is alive, was made here and is held by no other live process; ``.apply()`` ends it."""
+    ledger = open_ledger()
+    return Cleanup(ledger, [entry for entry in ps().entries if ledger.mine(entry.record) and not entry.held_elsewhere])
 
 
 def advance(ledger: Ledger, record: Record) -> None:
@@ -330,9 +333,12 @@ def _refuse_spot(spec: TrainSpec) -> None:
 
 def _start_run(prepared: Prepared, spec: TrainSpec) -> Run:
     ledger = open_ledger()
-    offer = _offer_at_once(registry.train_driver(spec.on), run_needs(spec), spot=spec.spot_policy == "spot")
+    driver = registry.train_driver(spec.on)
+    offer = _offer_at_once(driver, run_needs(spec), spot=spec.spot_policy == "spot")
     prepared.put(Store(spec.store))
-    record = ledger.create("run", spec.name, spec.model_dump(mode="json"), {"folder": str(Path.cwd()), "offer": offer})
+    wanted = {"folder": str(Path.cwd()), "offer": offer}
+    anywhere = not driver.capabilities.here
+    record = ledger.create("run", spec.name, spec.model_dump(mode="json"), wanted, anywhere=anywhere)
     ensure_supervisor(ledger.home)
     return Run(ledger, record)
 

@@ -12,6 +12,7 @@ Every error says what is wrong and how to mend it. Catch the root to catch them 
     ├── IntegrityError                    stored bytes are not what was recorded: tampered or corrupt
     ├── PlacementError (RuntimeError)     no place can run this
     ├── DriverError (RuntimeError)        a driver, or what it drives, failed
+    ├── LedgerError (RuntimeError)        the ledger cannot be read or written
     ├── NotReadyError (RuntimeError)      asked for something that does not exist yet
     └── RunFailedError (RuntimeError)     a run, or a deployment, ended without success
 
@@ -33,6 +34,7 @@ __all__ = [
     "DataError",
     "DriverError",
     "IntegrityError",
+    "LedgerError",
     "MissingExtraError",
     "NotFoundError",
     "NotReadyError",
@@ -121,6 +123,10 @@ class PlacementError(CloudAIError, RuntimeError):
 
 class DriverError(CloudAIError, RuntimeError):
     """A driver, or what it drives, failed."""
+
+
+class LedgerError(CloudAIError, RuntimeError):
+    """The ledger cannot be read or written."""
 
 
 class NotReadyError(CloudAIError, RuntimeError):

@@ -14,7 +14,7 @@ from cloudai.display import Card, Shown, Table, duration, money
 from cloudai.errors import NotReadyError
 from cloudai.planning.spending import Spending
 from cloudai.state.leader import ensure_supervisor, supervisor_pid
-from cloudai.state.ledger import Ledger, Record
+from cloudai.state.ledger import Holder, Ledger, Record
 
 __all__ = ["Cleanup", "Inventory", "Ledgered"]
 
@@ -27,13 +27,13 @@ class Ledgered:
     """One object of the ledger with what belongs to it."""
 
     record: Record
-    holders: Sequence[int]
+    holders: Sequence[Holder]
     spending: Spending | None
 
     @property
     def held_elsewhere(self) -> bool:
         """Whether another live process holds it."""
-        return any(pid != os.getpid() for pid in self.holders)
+        return any(not holder.is_this_process for holder in self.holders)
 
     @property
     def pids(self) -> list[int]:
@@ -93,8 +93,12 @@ class Inventory(Shown):
             notes.append(f"these have cost {sums}, at the prices named in each object's card")
         if not self.entries:
             return Card(f"{self._title}: nothing", notes=notes)
-        columns = ("what", "phase", "since", "processes", "spent", "per day", "lease left", "held by")
-        return Card(self._title, tables=[Table(columns, [self._row(entry) for entry in self.entries])], notes=notes)
+        columns: tuple[str, ...] = ("what", "phase", "since", "processes", "spent", "per day", "lease left", "held by")
+        rows = [self._row(entry) for entry in self.entries]
+        if not all(self._ledger.mine(entry.record) for entry in self.entries):
+            columns = (*columns, "owner")
+            rows = [(*row, entry.record.owner) for row, entry in zip(rows, self.entries, strict=True)]
+        return Card(self._title, tables=[Table(columns, rows)], notes=notes)
 
     def _row(self, entry: Ledgered) -> tuple[str, ...]:
         record = entry.record
@@ -105,12 +109,12 @@ class Inventory(Shown):
         return (
             record.ref,
             record.phase,
-            duration(self._ledger.clock.now() - record.created),
+            duration(max(0.0, self._ledger.clock.now() - record.created)),
             " ".join(map(str, entry.pids)) or "–",
             spent,
             entry.per_day,
             "–" if record.ended or left is None else duration(max(0.0, left)),
-            " ".join("this process" if pid == os.getpid() else f"process {pid}" for pid in entry.holders) or "nobody",
+            ", ".join(map(str, entry.holders)) or "nobody",
         )
 
 
@@ -168,7 +172,7 @@ class Cleanup(Shown):
     def _end_supervisor(self, deadline: float) -> None:
         home = self._ledger.home
         pid = supervisor_pid(home)
-        if not pid or self._ledger.records(alive=True):
+        if not pid or any(self._ledger.mine(record) for record in self._ledger.records(alive=True)):
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)

@@ -1,7 +1,7 @@
 """Settings: where each value came from is part of the answer.
 
 The order is: `configure` (a keyword) > the environment (``CLOUDAI_*``) > ``[tool.cloudai]`` in the nearest
-``pyproject.toml`` > the default.
+``pyproject.toml`` > the user's own ``~/.config/cloudai/config.toml`` > the default.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from cloudai.display import Card, Shown, Table, nearest
 from cloudai.errors import SpecError
@@ -29,6 +29,9 @@ class Settings(Shown):
     ----------
     home : Path
         The folder for everything that cloudai writes on this machine (ledger, local store, process folders).
+    ledger : str
+        The PostgreSQL database of a ledger that a team shares, ``postgresql://user@host:port/dbname``, without a password.
+        Default: SQLite in ``<home>/ledger.sqlite``.
     store : str
         Where artifacts go: a folder or any fsspec URL. Default: ``<home>/store``.
     tracking : str
@@ -46,6 +49,7 @@ class Settings(Shown):
     """
 
     home: Path
+    ledger: str
     store: str
     tracking: str
     local_price_per_hour: float
@@ -61,11 +65,12 @@ class Settings(Shown):
     def card(self) -> Card:
         """Show each setting, its value and its source."""
         rows = [(name, str(getattr(self, name)), self.sources[name]) for name in NAMES]
-        return Card("Settings", tables=[Table(("setting", "value", "from"), rows)])
+        return Card("Settings", tables=[Table(("setting", "value", "from"), rows)], notes=_misspelt())
 
 
 _DEFAULTS: dict[str, Any] = {
     "home": "~/.cloudai",
+    "ledger": "",
     "store": "",
     "tracking": "",
     "local_price_per_hour": 0.0,
@@ -115,7 +120,7 @@ def current() -> Settings:
     SpecError
         If a value cannot be read, naming the setting and where it came from.
     """
-    project, where = _project_table(Path.cwd())
+    files = (_project_table(Path.cwd()), _user_table())
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for name, default in _DEFAULTS.items():
@@ -124,10 +129,9 @@ def current() -> Settings:
             values[name], sources[name] = _overrides[name], "configure()"
         elif variable in os.environ:
             values[name], sources[name] = os.environ[variable], variable
-        elif name in project:
-            values[name], sources[name] = project[name], where
         else:
-            values[name], sources[name] = default, "default"
+            found = ((table[name], where) for table, where in files if name in table)
+            values[name], sources[name] = next(found, (default, "default"))
         values[name] = _read(name, values[name], type(default), sources[name])
     home = Path(values["home"]).expanduser().absolute()
     values["home"] = home
@@ -152,7 +156,25 @@ def _read(name: str, value: Any, kind: Callable[[Any], Any], source: str) -> Any
     if name in ("store", "tracking") and "@" in urlsplit(str(read)).netloc:
         # it would be copied into jobs, logs and reprs
         raise SpecError(f"the setting {name!r} holds a user name or password (from {source})", fix=_CREDENTIALS)
+    if name == "ledger" and read:
+        _check_ledger(read, source)
     return read
+
+
+def _check_ledger(url: str, source: str) -> None:
+    """Raise `SpecError` for an address that cannot be one, or that holds a password: it is shown, logged and handed on."""
+    try:
+        parts = urlsplit(url)
+        secret = parts.password is not None or any("password" in name for name, _ in parse_qsl(parts.query))
+        good = parts.scheme in ("postgresql", "postgres") and parts.path.strip("/") != ""
+    except ValueError:
+        secret, good = "@" in url, False
+    if secret:
+        fix = "leave it out: PGPASSWORD, PGPASSFILE or ~/.pgpass carry it"
+        raise SpecError(f"the setting 'ledger' holds a password (from {source})", fix=fix)
+    if not good:
+        fix = "write it as postgresql://user@host:5432/dbname, or leave it empty for a ledger in your home"
+        raise SpecError(f"the setting 'ledger' cannot be {url!r} (from {source})", fix=fix)
 
 
 _CREDENTIALS = "leave them out: MLflow reads MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, stores their own variables"
@@ -174,7 +196,40 @@ def _read_table(path: Path) -> dict[str, Any]:
         table = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("cloudai", {})
     except (OSError, tomllib.TOMLDecodeError):
         return {}  # another tool's broken file is not ours to report
+    return _known(table, f"{path} has an unknown setting {{!r}} in [tool.cloudai]")
+
+
+def _user_table() -> tuple[dict[str, Any], str]:
+    """Read the user's own file, where there is one."""
+    folder = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    path = Path(folder).expanduser() / "cloudai" / "config.toml"
+    if not path.is_file():
+        return {}, ""
+    import tomllib
+
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        fix = "mend it: one line for each setting, such as currency = 'EUR'"
+        raise SpecError(f"{path} cannot be read: {error}", fix=fix) from None
+    return _known(table, f"{path} has an unknown setting {{!r}}"), str(path)
+
+
+def _known(table: Mapping[str, Any], complaint: str) -> dict[str, Any]:
     for name in table:
         if name not in NAMES:
-            raise SpecError(f"{path} has an unknown setting {name!r} in [tool.cloudai]", fix=nearest(name, NAMES))
+            raise SpecError(complaint.format(name), fix=nearest(name, NAMES))
     return dict(table)
+
+
+_OTHER_VARIABLES = frozenset({"CLOUDAI_TRACEBACK"})  # read elsewhere, and no settings
+
+
+def _misspelt() -> list[str]:
+    """Name the variables that look like a setting and are none: they would be silent otherwise."""
+    import difflib
+
+    known = {f"CLOUDAI_{name.upper()}" for name in NAMES} | _OTHER_VARIABLES
+    strange = sorted(name for name in os.environ if name.startswith("CLOUDAI_") and name not in known)
+    near = [(name, difflib.get_close_matches(name, known, n=1, cutoff=0.8)) for name in strange]
+    return [f"{name} is set in the environment and means nothing: did you mean {meant[0]}?" for name, meant in near if meant]

@@ -22,6 +22,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "home"
     for name in settings.NAMES:
         monkeypatch.delenv(f"CLOUDAI_{name.upper()}", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "no-config"))
     monkeypatch.setenv("CLOUDAI_HOME", str(folder))
     monkeypatch.setenv("CLOUDAI_TRACKING", "none")
     monkeypatch.setenv("CLOUDAI_SUPERVISOR_IDLE", "5s")

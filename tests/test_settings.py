@@ -13,16 +13,21 @@ def clean(monkeypatch, tmp_path):
     for name in settings.NAMES:
         monkeypatch.delenv(f"CLOUDAI_{name.upper()}", raising=False)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     yield
     settings._overrides.clear()
 
 
-def test_the_order_is_keyword_environment_project_default(monkeypatch, tmp_path):
+def test_the_order_is_keyword_environment_project_user_default(monkeypatch, tmp_path):
     def found():
         now = settings.current()
         return now.local_price_per_hour, now.sources["local_price_per_hour"]
 
     assert found() == (0.0, "default")
+    own = tmp_path / "config" / "cloudai" / "config.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text("local_price_per_hour = 0.5\n")
+    assert found() == (0.5, str(own))
     project = tmp_path / "pyproject.toml"
     project.write_text("[tool.cloudai]\nlocal_price_per_hour = 1.5\n")
     assert found() == (1.5, str(project))
@@ -60,6 +65,41 @@ def test_unknown_names_and_unreadable_values_say_where_they_came_from(monkeypatc
     (tmp_path / "pyproject.toml").write_text("[tool.cloudai]\ncurency = 'EUR'\n")
     with pytest.raises(SpecError, match="'curency'"):
         settings.current()
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"), [("curency = 'EUR'", "did you mean 'currency'"), ("currency = ", "cannot be read")]
+)
+def test_a_broken_file_of_ones_own_is_reported(tmp_path, text, complaint):
+    file = tmp_path / "config" / "cloudai" / "config.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    with pytest.raises(SpecError, match=complaint) as caught:
+        settings.current()
+    assert str(file) in str(caught.value)
+
+
+def test_a_shared_ledger_is_an_address_with_a_user_and_without_a_password(monkeypatch):
+    good = settings.configure(ledger="postgresql://ada@db.example.org:5432/team?sslmode=require")
+    assert good.sources["ledger"] == "configure()"
+    for url in (
+        "postgresql://ada:hunter2@db/team",
+        "postgresql://db/team?password=hunter2",
+        "postgresql://[ada:hunter2@db/team",
+    ):
+        with pytest.raises(SpecError, match="holds a password") as caught:
+            settings.configure(ledger=url)
+        assert "hunter2" not in str(caught.value)
+    for url in ("mysql://db/team", "team.sqlite", "postgresql://db"):
+        with pytest.raises(SpecError, match=r"write it as postgresql://user@host:5432/dbname"):
+            settings.configure(ledger=url)
+
+
+def test_a_misspelt_variable_is_not_silent(monkeypatch):
+    monkeypatch.setenv("CLOUDAI_STROE", "/data")
+    monkeypatch.setenv("CLOUDAI_OF_ANOTHER_PROGRAM", "1")
+    notes = settings.current().card().notes
+    assert list(notes) == ["CLOUDAI_STROE is set in the environment and means nothing: did you mean CLOUDAI_STORE?"]
 
 
 def test_a_password_in_an_address_is_refused_and_not_repeated(monkeypatch):

@@ -13,7 +13,7 @@ from typing import Any
 
 import fsspec
 
-from cloudai.errors import IntegrityError, NotFoundError, SpecError
+from cloudai.errors import CloudAIError, IntegrityError, NotFoundError, SpecError
 from cloudai.files import replace_file
 
 __all__ = ["Store", "canonical_json", "content_key", "sha256"]
@@ -71,13 +71,22 @@ class Store:
 
         An object store replaces objects whole by itself. On a local disk the bytes are on the disk, not only in the
         machine's memory, before the new name appears.
+
+        Raises
+        ------
+        CloudAIError
+            If the disk is full or read-only.
         """
         path = self._full(key)
         if not self._is_local:
             self._fs.pipe_file(path, data)
             return
-        Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        replace_file(Path(path), data, durable=True)
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            replace_file(Path(path), data, durable=True)
+        except OSError as error:
+            fix = "make room there, or give another place: CLOUDAI_STORE"
+            raise CloudAIError(f"the store {self.root} cannot be written: {error.strerror}", fix=fix) from None
 
     def create(self, key: str, data: bytes) -> bool:
         """Write a file unless there is one; returns whether it was written."""

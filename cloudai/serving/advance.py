@@ -7,7 +7,7 @@ from typing import Any
 
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import DeploymentStatus, Needs, Offer, Revision, RevisionId
-from cloudai.errors import CloudAIError, DriverError, NotReadyError, PlacementError
+from cloudai.errors import CloudAIError, DriverError, LedgerError, NotReadyError, PlacementError
 from cloudai.planning.plan import place
 from cloudai.planning.silence import Silence, asks_again
 from cloudai.planning.spending import price_of
@@ -51,6 +51,8 @@ def advance(ledger: Ledger, record: Record) -> None:
     deployment = _Advance(ledger, record)
     try:
         deployment.step()
+    except LedgerError:
+        raise  # says nothing about the work; the next look goes on from what was written
     except CloudAIError as error:
         deployment.failed(error)
 

@@ -23,7 +23,7 @@ from cloudai.files import replace_file
 from cloudai.serving.asgi import Application, json_bytes
 from cloudai.specs.units import Seconds
 from cloudai.specs.validation import Spec
-from cloudai.state.lease import expired
+from cloudai.state import lease
 
 __all__ = ["PORT_TAKEN", "ProcessOptions", "errors_in_two_lines", "read_arguments", "run"]
 
@@ -194,8 +194,9 @@ def _on_signals() -> asyncio.Event:
 
 
 async def _wait_for_end(ending: asyncio.Event, options: ProcessOptions) -> None:
+    watch = lease.LeaseWatch(time.time, time.monotonic, interval=options.lease_interval)
     while not ending.is_set():
-        if options.lease_file is not None and expired(options.lease_file, time.time()):
+        if options.lease_file is not None and watch.passed(lease.read(options.lease_file)):
             _logger.info("the lease is past: draining")
             ending.set()
         with contextlib.suppress(TimeoutError):

@@ -42,7 +42,7 @@ class Handle(Shown):
     def __init__(self, ledger: Ledger, record: Record) -> None:
         self._ledger = ledger
         self._record = record
-        self._read_at = ledger.clock.now()
+        self._read_at = ledger.running()
         self._renewed_at = float("-inf")
         self.name = record.name
         self.ref = record.ref
@@ -65,7 +65,7 @@ class Handle(Shown):
     @property
     def age(self) -> str:
         """How old the last snapshot is, in words."""
-        return ago(self._ledger.clock.now() - self._read_at)
+        return ago(self._ledger.running() - self._read_at)
 
     def refresh(self) -> None:
         """Read the present state, now.
@@ -77,25 +77,31 @@ class Handle(Shown):
         """
         record = self._ledger.get(self._record.kind, self.name)
         self._read(record)
-        if record.updated >= self._record.updated:  # else another thread has read or wished something newer meanwhile
+        if record.version >= self._record.version:  # else another thread has read or wished something newer meanwhile
             self._record = record
-        self._read_at = self._ledger.clock.now()
+        self._read_at = self._ledger.running()
 
     def _want(self, **change: object) -> None:
         """Say what the user wants now, and make sure that somebody hears it."""
         self._record = self._ledger.want(self._record.kind, self.name, change)
-        ensure_supervisor(self._ledger.home)
+        if self._is_taken_further_here:
+            ensure_supervisor(self._ledger.home)
+
+    @property
+    def _is_taken_further_here(self) -> bool:
+        """Whether a supervisor of this home may do so; what lives on another's machine is left to the one there."""
+        return self._record.anywhere or self._ledger.mine(self._record)
 
     def _hold(self) -> None:
         """Renew the lease and the sign that this process holds the object."""
-        now = self._ledger.clock.now()
+        now = self._ledger.running()
         pause = _RENEW if self.lease_seconds is None else min(_RENEW, self.lease_seconds / 3)
-        if self.ended or abs(now - self._renewed_at) < pause:
+        if self.ended or now - self._renewed_at < pause:
             return
-        self._renewed_at = now
         if self.lease_seconds is not None:
             self._ledger.renew_lease(self._record.kind, self.name, self.lease_seconds)
         self._ledger.hold(self._record.kind, self.name)
+        self._renewed_at = now
 
 
 def _keep_fresh(handle: Handle) -> None:
@@ -130,5 +136,6 @@ def _run() -> None:
         alive = [handle for handle in timed if not handle.ended]
         for handle in alive:
             _freshen(handle)
-        for home in {handle._ledger.home for handle in alive if not handle.ended}:  # noqa: SLF001  as above
+        wanted = [handle for handle in alive if not handle.ended and handle._is_taken_further_here]  # noqa: SLF001  as above
+        for home in {handle._ledger.home for handle in wanted}:  # noqa: SLF001  as above
             ensure_supervisor(home)

@@ -5,6 +5,7 @@ The lead is a lock on a file, which the operating system gives back the moment i
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import subprocess
@@ -13,8 +14,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from cloudai import settings
+from cloudai.errors import LedgerError
 
 __all__ = ["ensure_supervisor", "leading", "supervisor_pid"]
 
@@ -24,19 +27,34 @@ _started: dict[Path, float] = {}
 
 @contextmanager
 def leading(home: Path) -> Iterator[bool]:
-    """Hold the lead of `home` for the length of the block; yields False where somebody else has it."""
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (home / "supervisor.lock").open("a+") as file:
+    """Hold the lead of `home` for the length of the block; yields False where somebody else has it.
+
+    Raises
+    ------
+    LedgerError
+        If the home cannot be written.
+    """
+    with _lock_file(home) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        os.ftruncate(file.fileno(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock is what counts
+            os.write(file.fileno(), str(os.getpid()).encode())
         yield True
-        file.truncate(0)
+        os.ftruncate(file.fileno(), 0)
+
+
+def _lock_file(home: Path) -> IO[bytes]:
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return (home / "supervisor.lock").open("ab", buffering=0)
+    except OSError as error:
+        raise LedgerError(
+            f"the home {home} cannot be written: {error.strerror}", fix="set CLOUDAI_HOME to a writable folder"
+        ) from None
 
 
 def supervisor_pid(home: Path) -> int | None:
@@ -58,8 +76,7 @@ def ensure_supervisor(home: Path) -> None:
     if supervisor_pid(home) is not None or time.monotonic() - _started.get(home, -_START_AGAIN) < _START_AGAIN:
         return
     _started[home] = time.monotonic()
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (home / "supervisor.log").open("ab") as log:
+    with _log_file(home) as log:
         subprocess.Popen(
             [sys.executable, "-m", "cloudai.agents.supervisor"],
             stdin=subprocess.DEVNULL,
@@ -69,6 +86,14 @@ def ensure_supervisor(home: Path) -> None:
             cwd=home,
             env=os.environ | _environment(home),
         )
+
+
+def _log_file(home: Path) -> IO[bytes]:
+    """Open the supervisor's log; nothing is written down where that cannot be, as on a full disk."""
+    try:
+        return (home / "supervisor.log").open("ab")
+    except OSError:
+        return Path(os.devnull).open("ab")
 
 
 def _environment(home: Path) -> dict[str, str]:

@@ -247,7 +247,7 @@ class Simulation:
         for _ in range(_MOST_ROUNDS):
             self._cloud.timeline.happen()
             before = ledger.records(alive=True)
-            for record in reversed(before):
+            for record in sorted(before, key=lambda record: (record.created, record.name)):
                 _api.advance(ledger, ledger.get(record.kind, record.name))
             if ledger.records(alive=True) == before:
                 break

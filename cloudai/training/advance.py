@@ -12,7 +12,7 @@ from typing import Any
 
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import Job, JobId, JobStatus, Needs, Offer, TrainDriver
-from cloudai.errors import CloudAIError, DriverError, NotFoundError, NotReadyError, PlacementError
+from cloudai.errors import CloudAIError, DriverError, LedgerError, NotFoundError, NotReadyError, PlacementError
 from cloudai.planning.plan import place
 from cloudai.planning.silence import Silence, asks_again
 from cloudai.planning.spending import price_of
@@ -54,6 +54,8 @@ def advance(ledger: Ledger, record: Record) -> None:
     try:
         run.step()
         run.reached()
+    except LedgerError:
+        raise  # says nothing about the work; the next look goes on from what was written
     except NotReadyError as error:
         run.wait(error)
     except DriverError as error:

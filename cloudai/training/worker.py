@@ -73,7 +73,8 @@ class StopSignal:
 
     def _watch(self, path: Path) -> None:
         wait: Callable[[float], bool] = threading.Event().wait
-        while not lease.expired(path, time.time()):
+        watch = lease.LeaseWatch(time.time, time.monotonic, interval=_LEASE_CHECK)
+        while not watch.passed(lease.read(path)):
             wait(_LEASE_CHECK)
         self._reason = "its lease has passed and nobody renewed it"
 
