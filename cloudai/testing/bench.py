@@ -17,7 +17,7 @@ from cloudai.clock import SYSTEM, Clock
 from cloudai.drivers.protocols import Job, JobId, Needs, Offer, Revision, RevisionId
 from cloudai.drivers.registry import guarded
 
-__all__ = ["Bench"]
+__all__ = ["Bench", "is_running"]
 
 T = TypeVar("T")
 
@@ -84,8 +84,8 @@ class Bench:
         """The name of the deployment that most tests of a bench share."""
         return self.name("shared")
 
-    def footprint(self) -> Hashable:
-        """Return something that changes when the driver starts anything: by default this process's descendants."""
+    def footprint(self) -> frozenset[Hashable]:
+        """Return what the driver has started, in any words: by default the processes that come from this one."""
         import psutil
 
         return frozenset(process.pid for process in psutil.Process().children(recursive=True))
@@ -184,3 +184,13 @@ def _kill(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine is alive; one that nobody has waited for yet is not."""
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -242,7 +242,7 @@ class MemoryBench(Bench):
         return self.kind(self.world)
 
     def footprint(self):
-        return tuple(self.world.jobs), tuple(self.world.deployments)
+        return frozenset({*self.world.jobs, *self.world.deployments})
 
     def succeeding_job(self, name):
         return Job(name, ("succeed",))
