@@ -106,7 +106,7 @@ def get(name: str) -> Driver:
         raise DriverError(what, fix=source.fix) from error
     if lacks := _lacks(driver, name):
         raise DriverError(f"the driver {name!r}{source.of} is not one: {lacks}", fix=source.fix)
-    return cast(Driver, guarded(driver, name))
+    return guarded(driver, name)
 
 
 def guarded(driver: Driver, name: str) -> Driver:

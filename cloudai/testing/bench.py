@@ -154,7 +154,8 @@ class Bench:
     def kill_revision(self, deployment: str, revision: RevisionId) -> bool:
         """Kill a revision from outside; False where the bench cannot."""
         found = next(r for r in self.driver.inspect(deployment).revisions if r.id == revision)
-        return bool(found.pids) and all([_kill(pid) for pid in found.pids])
+        killed = [_kill(pid) for pid in found.pids]
+        return bool(killed) and all(killed)
 
     def ask(self, deployment: str) -> RevisionId | None:
         """Send one request of one row to a deployment and return the revision that answered; None where the bench cannot.
@@ -175,7 +176,9 @@ class Bench:
 
 def _by_number(number: int, revisions: Sequence[RevisionId]) -> RevisionId:
     """Return the revision whose server answers with this number."""
-    return next((revision for revision in revisions if zlib.crc32(revision.encode()) == number), RevisionId(f"unknown {number}"))
+    return next(
+        (revision for revision in revisions if zlib.crc32(revision.encode()) == number), RevisionId(f"unknown {number}")
+    )
 
 
 def _kill(pid: int) -> bool:

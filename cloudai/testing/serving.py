@@ -94,12 +94,12 @@ class ServeDriverConformance(DriverConformance):
 
     @pytest.fixture
     def pair(self, bench: Bench, driver: Any) -> Deployed:
-        """A deployment with two ready revisions, all traffic on the first; shared by the tests of a bench."""
+        """Make a deployment with two ready revisions, all traffic on the first; the tests of a bench share it."""
         return Deployed(bench, driver, bench.shared).up(A, B).route({A: 100})
 
     @pytest.fixture
     def own(self, bench: Bench, driver: Any) -> Iterator[Deployed]:
-        """A deployment of the test's own, with nothing in it yet."""
+        """Name a deployment of the test's own, with nothing in it yet."""
         made = Deployed(bench, driver, bench.name("own"))
         yield made
         with contextlib.suppress(Exception):

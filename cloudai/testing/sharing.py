@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from typing import Any, ClassVar
 
 import pytest
@@ -35,7 +35,7 @@ class DriverConformance(Conformance):
 
     @pytest.fixture
     def driver(self, bench: Bench) -> Iterator[Any]:
-        """A driver object, guarded as the registry would."""
+        """Make a driver object, guarded as the registry would."""
         made = bench.guarded()
         yield made
         with contextlib.suppress(Exception):
@@ -153,6 +153,6 @@ def _check_offer(offer: Offer, name: str) -> None:
     assert offer.currency.strip(), f"offers-are-priced: the price of {offer.place!r} has no currency"
     assert offer.source.strip(), f"offers-are-priced: the price of {offer.place!r} does not say where it comes from"
     try:
-        datetime.date.fromisoformat(offer.as_of[:10])
+        date.fromisoformat(offer.as_of[:10])
     except ValueError:
         pytest.fail(f"offers-are-priced: as_of={offer.as_of!r} of {offer.place!r} is no date like 2026-11-24")

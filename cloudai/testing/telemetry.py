@@ -31,7 +31,7 @@ class TelemetryDriverConformance(DriverConformance):
 
     @pytest.fixture
     def asked(self, bench: Bench, driver: Any) -> Deployed:
-        """A deployment with two revisions that share the traffic, which has answered a few requests."""
+        """Make a deployment with two revisions that share the traffic, which has answered a few requests."""
         found = Deployed(bench, driver, bench.shared).up(A, B)
         found.route({A: 100} if driver.capabilities.routing == "no" else {A: 50, B: 50})
         _send(found)

@@ -33,7 +33,7 @@ class Jobs:
 
     def offer(self, job: Job) -> Offer:
         """Return an offer that the job can be submitted to."""
-        offers = [offer for offer in self._driver.offers(job.needs) if offer.available]
+        offers: list[Offer] = [offer for offer in self._driver.offers(job.needs) if offer.available]
         assert offers, f"the driver offers no place for {job.needs}: let the bench's jobs need less"
         return offers[0]
 
@@ -90,7 +90,7 @@ class TrainDriverConformance(DriverConformance):
 
     @pytest.fixture
     def jobs(self, bench: Bench, driver: Any) -> Iterator[Jobs]:
-        """Jobs that are cancelled when the test ends."""
+        """Make what submits jobs and cancels them when the test ends."""
         made = Jobs(bench, driver)
         yield made
         made.close()
@@ -136,7 +136,9 @@ class TrainDriverConformance(DriverConformance):
         except NotFoundError as error:
             pytest.fail(f"jobs-are-found-again: {error.what}; keep the state where the work is, not in memory")
         other.cancel(running)
-        bench.until(lambda: jobs.status(running).phase in _ENDS, "jobs-are-found-again: the end of a job that a new object ended")
+        bench.until(
+            lambda: jobs.status(running).phase in _ENDS, "jobs-are-found-again: the end of a job that a new object ended"
+        )
 
     @clause("phases-go-forward")
     def test_phases_only_go_forward(self, bench: Bench, jobs: Jobs) -> None:
@@ -409,9 +411,8 @@ def _followed(bench: Bench, driver: Any, job_id: JobId) -> list[str]:
 def _same_lines(clause_name: str, found: Sequence[str], wanted: Sequence[str]) -> None:
     """Compare lines; what a place adds of its own before and after them does not matter."""
     kept = [line for line in found if line in set(wanted)]
-    assert kept == list(wanted), (
-        f"{clause_name}: {len(wanted)} lines were written, {len(kept)} of them were read"
-        + ("" if len(kept) != len(wanted) else ", in another order")
+    assert kept == list(wanted), f"{clause_name}: {len(wanted)} lines were written, {len(kept)} of them were read" + (
+        "" if len(kept) != len(wanted) else ", in another order"
     )
 
 

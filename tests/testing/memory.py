@@ -88,9 +88,7 @@ class MemoryDriver:
     def offers(self, needs):
         why_not = "too large" if needs.cpus > 8 or needs.gpus or needs.workers > self.capabilities.max_workers else ""
         for spot, price in ((False, 1.0), (True, 0.4)):
-            yield Offer(
-                "memory", "zone a", price, "EUR", "made up", "2026-11-24", spot, available=not why_not, why_not=why_not
-            )
+            yield Offer("memory", "zone a", price, "EUR", "made up", "2026-11-24", spot, available=not why_not, why_not=why_not)
 
     def close(self):
         pass

@@ -36,7 +36,13 @@ def outcomes(tmp_path_factory):
 def _outcome(case):
     _, driver, suite = case.get("classname").rpartition(".")[2].split("_")
     child = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
-    return driver, suite, case.get("name"), "passed" if child is None else child.tag, "" if child is None else child.get("message")
+    return (
+        driver,
+        suite,
+        case.get("name"),
+        "passed" if child is None else child.tag,
+        "" if child is None else child.get("message"),
+    )
 
 
 CLAUSE_OF = {(suite.__name__, test): name for suite in SUITES for name, tests in clauses_of(suite).items() for test in tests}

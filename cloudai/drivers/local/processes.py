@@ -39,7 +39,7 @@ echo $code >exit.tmp && mv exit.tmp exit
 """
 # The process says its number itself, before it becomes the worker: until then it is a copy of the shell, and the trap above
 # would swallow a SIGTERM that is meant for it.
-_START = "echo $$ >pid.tmp && mv pid.tmp pid && cd {folder} && exec \"$@\""
+_START = 'echo $$ >pid.tmp && mv pid.tmp pid && cd {folder} && exec "$@"'
 _START_TIMEOUT = 10.0
 
 
