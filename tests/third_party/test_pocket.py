@@ -92,3 +92,13 @@ def test_without_its_package_a_driver_is_not_known(home, tmp_path):
     code = "import cloudai; cloudai.drivers.registry.get('pocket')"
     done = run(["-c", code], tmp_path, home, tmp_path)
     assert "there is no driver 'pocket'\nFix: " in done.stderr
+
+
+def test_the_page_that_tells_how_shows_all_of_it():
+    page = (ROOT / "docs" / "how-to" / "write-a-driver.md").read_text(encoding="utf-8")
+    package = HERE / "cloudai-pocket"
+    sources = [path for path in package.rglob("*.*") if path.suffix in (".py", ".toml") and path.stem != "__init__"]
+    assert len(sources) == 5
+    for path in sources:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.strip().startswith("# ── ")]
+        assert [line for line in lines if line not in page] == [], path.name

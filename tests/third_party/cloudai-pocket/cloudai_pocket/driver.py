@@ -1,5 +1,6 @@
 """The driver: jobs and revisions as processes of this machine, everything about them in one folder."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -166,12 +167,12 @@ class PocketDriver:
 
 
 def _answers(port, path):
-    try:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        connection.request("GET", path)
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
 
 
 def _read(path):
