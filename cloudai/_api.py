@@ -15,14 +15,16 @@ from cloudai.artifacts.store import Store
 from cloudai.display import nearest
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import Driver, Needs, Offer
-from cloudai.errors import MissingExtraError, SpecError
+from cloudai.errors import DriverError, MissingExtraError, NotReadyError, SpecError
 from cloudai.inventory import Cleanup, Inventory, Ledgered
 from cloudai.monitoring.monitor import Monitor
 from cloudai.monitoring.monitor import advance as advance_monitor
+from cloudai.monitoring.monitor import due as monitor_due
 from cloudai.planning import catalog
 from cloudai.planning.estimate import estimate_seconds
-from cloudai.planning.plan import Plan, choose, no_place
+from cloudai.planning.plan import Plan, choose, place
 from cloudai.serving.advance import advance as advance_deployment
+from cloudai.serving.advance import due as deployment_due
 from cloudai.serving.advance import needs_of as deployment_needs
 from cloudai.serving.deployment import Deployment, deployment_spending, model_entry, revision_id
 from cloudai.serving.ports import check_port
@@ -34,11 +36,12 @@ from cloudai.specs.training import CheckpointPolicy, FailurePolicy, Loop, TrainS
 from cloudai.state.leader import ensure_supervisor
 from cloudai.state.ledger import Ledger, Record, open_ledger
 from cloudai.training.advance import advance as advance_run
+from cloudai.training.advance import due as run_due
 from cloudai.training.advance import needs_of as run_needs
 from cloudai.training.run import Run, run_spending
 from cloudai.training.work import Prepared, base_name, prepare
 
-__all__ = ["advance", "attach", "cleanup", "costs", "deploy", "load_model", "monitor", "plan", "ps", "train"]
+__all__ = ["advance", "attach", "cleanup", "costs", "deploy", "due", "load_model", "monitor", "plan", "ps", "train"]
 
 
 class TrainOptions(TypedDict, total=False):
@@ -55,6 +58,7 @@ class TrainOptions(TypedDict, total=False):
     seed: int
     num_workers: int
     resources: Resources
+    spot_policy: Literal["on-demand", "spot"]
     checkpoint: CheckpointPolicy
     max_failures: int
     lease: str | float | None
@@ -90,10 +94,9 @@ def plan(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Plan[R
     """
     prepared, spec = _train_spec(work, data, options)
     estimate = estimate_seconds(spec, open_ledger().records("run"))
-    offers = _offers(run_needs(spec), spec.on)
-    return Plan(
-        f"train {spec.name}", run_needs(spec), choose(offers, spec.on), offers, estimate, lambda: _start_run(prepared, spec)
-    )
+    offers, needs, spot = tuple(_offers(run_needs(spec), spec.on)), run_needs(spec), spec.spot_policy == "spot"
+    offer = choose(offers, spec.on, spot=spot)
+    return Plan(f"train {spec.name}", needs, offer, offers, estimate, lambda: _start_run(prepared, spec), spot)
 
 
 def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
@@ -109,9 +112,10 @@ def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
         store, so later changes do not matter.
     **options
         ``name`` (of the run; by default one is made up), ``model_name``, ``on`` (the driver, ``"local"``), ``config`` (for
-        your function), ``seed``, ``num_workers``, ``resources``, ``checkpoint``, ``max_failures`` (how often a killed
-        worker comes back), ``lease`` (how long it goes on when no live handle renews it; ``None`` for ever). For a module
-        also ``loss``, ``optimizer``, ``lr``, ``weight_decay``, ``epochs``, ``batch_size``, ``validation``.
+        your function), ``seed``, ``num_workers``, ``resources``, ``spot_policy`` (``"spot"`` for machines that may be taken
+        away, at a lower price), ``checkpoint``, ``max_failures`` (how often a killed worker comes back), ``lease`` (how long
+        it goes on when no live handle renews it; ``None`` for ever). For a module also ``loss``, ``optimizer``, ``lr``,
+        ``weight_decay``, ``epochs``, ``batch_size``, ``validation``.
 
     Returns
     -------
@@ -268,6 +272,11 @@ def advance(ledger: Ledger, record: Record) -> None:
     {"run": advance_run, "deployment": advance_deployment, "monitor": advance_monitor}[record.kind](ledger, record)
 
 
+def due(ledger: Ledger, record: Record) -> float | None:
+    """Return when time alone makes `advance` act on an object, in unix time; None where only news do."""
+    return {"run": run_due, "deployment": deployment_due, "monitor": monitor_due}[record.kind](ledger, record)
+
+
 def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, TrainSpec]:
     """Check everything, and write nothing."""
     now = settings.current()
@@ -280,16 +289,17 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
             _require("training with several workers", "ray", "ray")
     base = options.get("model_name") or base_name(work)
     spec = TrainSpec.of(
-        name=options.get("name") or f"{base}-{secrets.token_hex(2)}",
+        name=_made_up_name(base) if (name := options.get("name")) is None else name,
         work=Work(kind="function"),
         on=options.get("on", "local"),
         model_name=base,
-        config=dict(options.get("config", {})),
+        config=options.get("config", {}),
         loop=loop,
         seed=options.get("seed", 0),
         resources=options.get("resources", Resources()),
         scaling=ScalingPolicy.of(num_workers=options.get("num_workers", 1)),
         checkpoint=options.get("checkpoint", CheckpointPolicy()),
+        spot_policy=options.get("spot_policy", "on-demand"),
         failure=FailurePolicy.of(max_failures=options.get("max_failures", 3)),
         lease=options.get("lease", now.run_lease),
         store=now.store,
@@ -298,6 +308,7 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
     if loop.batch_size % spec.scaling.num_workers:
         fix = "choose a batch_size that all workers can share equally"
         raise SpecError(f"batch_size={loop.batch_size} cannot be split over {spec.scaling.num_workers} workers", fix=fix)
+    _refuse_spot(spec)
     prepared = prepare(work, data, loop)
     if prepared.work.kind == "function" and loop_options:
         raise SpecError(
@@ -306,17 +317,28 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
     return prepared, spec.model_copy(update={"work": prepared.work})
 
 
+def _made_up_name(base: str) -> str:
+    """Return a name that is free in all likelihood, and as long as a name may be at most."""
+    return f"{str(base)[:58].rstrip('-')}-{secrets.token_hex(2)}"
+
+
+def _refuse_spot(spec: TrainSpec) -> None:
+    """Raise `SpecError` where spot machines are asked for and the driver has none."""
+    if spec.spot_policy == "spot" and not registry.get(spec.on).capabilities.spot:
+        raise SpecError(f"spot_policy='spot': the driver {spec.on!r} has no spot machines", fix="leave spot_policy out")
+
+
 def _start_run(prepared: Prepared, spec: TrainSpec) -> Run:
     ledger = open_ledger()
-    offer = _offer_at_once(registry.train_driver(spec.on), run_needs(spec))
+    offer = _offer_at_once(registry.train_driver(spec.on), run_needs(spec), spot=spec.spot_policy == "spot")
     prepared.put(Store(spec.store))
     record = ledger.create("run", spec.name, spec.model_dump(mode="json"), {"folder": str(Path.cwd()), "offer": offer})
     ensure_supervisor(ledger.home)
     return Run(ledger, record)
 
 
-def _offer_at_once(driver: Driver, needs: Needs) -> dict[str, Any] | None:
-    """Choose the offer now, where the driver can say it at once; None where the supervisor must ask for it.
+def _offer_at_once(driver: Driver, needs: Needs, *, spot: bool = False) -> dict[str, Any] | None:
+    """Choose the offer now, where the driver can say it at once; None where the supervisor must ask for it, or wait for it.
 
     Raises
     ------
@@ -325,11 +347,10 @@ def _offer_at_once(driver: Driver, needs: Needs) -> dict[str, Any] | None:
     """
     if not driver.capabilities.here:
         return None
-    offers = list(driver.offers(needs))
-    offer = choose(offers, driver.name)
-    if offer is None:
-        raise no_place(offers)
-    return asdict(offer)
+    try:
+        return asdict(place(driver, needs, spot=spot))
+    except (NotReadyError, DriverError):
+        return None
 
 
 def _require(act: str, extra: str, *packages: str) -> None:

@@ -10,6 +10,7 @@ import argparse
 import ast
 import importlib
 import inspect
+import os
 import re
 import sys
 import textwrap
@@ -407,7 +408,7 @@ def _driver(name: str) -> tuple[str, ...]:
 
     factory = registry._load(registry._BUILT_IN[name])  # noqa: SLF001
     can = getattr(factory, "capabilities", None) or factory().capabilities
-    workers = "as many as there are cores" if can.here and can.max_workers else str(can.max_workers)
+    workers = "as many as there are cores" if can.here and can.max_workers == (os.cpu_count() or 1) else str(can.max_workers)
     routing = {"no": "no", "weights": "by weights", "device": "by device"}[can.routing]
     marks = ["yes" if able else "no" for able in (can.train, can.serve, can.telemetry, can.gpu, can.spot)]
     gaps = [f"{clause} ({gap.kind}): {gap.reason}" for clause, gap in _gaps(name).items()]

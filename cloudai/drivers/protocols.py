@@ -169,6 +169,8 @@ class DeploymentStatus:
     ready: bool
     revisions: tuple[RevisionStatus, ...]
     pids: tuple[int, ...] = ()
+    cost: float | None = None
+    """What the place says that it has cost so far, in the currency of the offer; None where it does not say."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 _GROUP = "cloudai.drivers"
-_BUILT_IN = {"local": "cloudai.drivers.local:LocalDriver"}
+_BUILT_IN = {"local": "cloudai.drivers.local:LocalDriver", "simulated": "cloudai.drivers.simulated:SimulatedDriver"}
 _PROTOCOLS = {"train": TrainDriver, "serve": ServeDriver, "telemetry": TelemetryDriver}
 _registered: dict[str, Callable[[], Driver]] = {}
 

@@ -68,6 +68,8 @@ class Decision(Shown):
         try:
             if data["kind"] not in get_args(Action):
                 raise ValueError(f"unknown kind {data['kind']!r}")
+            if data["request"] and not {"verb", "features"} <= set(data["request"]):
+                raise ValueError(f"the request {data['request']!r} asks for nothing")
             evidence = tuple(Finding.from_json(item) for item in data["evidence"])
             return cls(data["kind"], str(data["reason"]), datetime.fromisoformat(data["at"]), evidence, dict(data["request"]))
         except (KeyError, TypeError, ValueError) as error:

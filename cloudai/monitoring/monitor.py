@@ -21,7 +21,7 @@ from cloudai.state.handles import Handle
 from cloudai.state.ledger import Ledger, Record
 from cloudai.statistics.profiles import Profile
 
-__all__ = ["Monitor", "advance"]
+__all__ = ["Monitor", "advance", "due"]
 
 _MOST_ROWS = 1_000_000
 """Rows of one window that are looked at, the oldest first."""
@@ -132,6 +132,13 @@ def advance(ledger: Ledger, record: Record) -> None:
             ledger.observe("monitor", record.name, "watching", {})
         return
     _look(ledger, record, Deployment(ledger, deployment), spec)
+
+
+def due(ledger: Ledger, record: Record) -> float | None:
+    """Return when the present window ends, in unix time; None where nothing answers that could be watched."""
+    deployment = ledger.get("deployment", record.spec["deployment"])
+    every = MonitorSpec.model_validate(record.spec["policy"]).every
+    return _last_window(record) + every if deployment.status.get("url") else None
 
 
 def _look(ledger: Ledger, record: Record, deployment: Deployment, spec: MonitorSpec) -> None:

@@ -3,43 +3,50 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, NoReturn, TypeVar
 
 from cloudai.display import Card, Shown, Table, duration, money
 from cloudai.drivers.protocols import Driver, Needs, Offer
-from cloudai.errors import PlacementError
+from cloudai.errors import IntegrityError, NotReadyError, PlacementError
 from cloudai.planning.estimate import Estimate
-from cloudai.state.ledger import Record
 
 __all__ = ["Plan", "choose", "no_place", "place"]
 
 T = TypeVar("T")
 
 
-def choose(offers: Sequence[Offer], on: str) -> Offer | None:
-    """Return the cheapest offer that can be launched on the driver asked for; None where there is none."""
-    able = [offer for offer in offers if offer.available and offer.driver == on]
+def choose(offers: Sequence[Offer], on: str, *, spot: bool = False) -> Offer | None:
+    """Return the cheapest offer of a driver that can be launched now, spot or on demand; None where there is none."""
+    able = [offer for offer in offers if offer.available and offer.driver == on and offer.spot == spot]
     return min(able, key=lambda offer: offer.price_per_hour, default=None)
 
 
-def place(driver: Driver, needs: Needs, record: Record) -> Offer:
-    """Return the offer that a record was made with, or else the cheapest that the driver makes now.
+def place(driver: Driver, needs: Needs, *, spot: bool = False) -> Offer:
+    """Return the cheapest offer that a driver makes now.
 
     Raises
     ------
+    NotReadyError
+        If there is none now and there may be one soon.
     PlacementError
         If the driver cannot run it, with its reasons.
     """
-    recorded = record.desired.get("offer")
-    if recorded is not None:
-        return Offer(**recorded)
-    offers = list(driver.offers(needs))
-    offer = choose(offers, driver.name)
-    if offer is None:
-        raise no_place(offers)
-    return offer
+    offers = [offer for offer in driver.offers(needs) if offer.driver == driver.name]
+    offer = choose(offers, driver.name, spot=spot)
+    if offer is not None:
+        return offer
+    passing = [f"{o.place}: {o.why_not}" for o in offers if o.temporary and o.spot == spot]
+    if passing:
+        raise NotReadyError(f"no place is free now ({'; '.join(passing)})", fix="wait, or cancel it and ask for less")
+    raise no_place(offers or [_no_offer(driver)])
+
+
+def _no_offer(driver: Driver) -> Offer:
+    """Return the offer of a driver that makes none, with what it lacks as the reason."""
+    lacks = "; ".join(f"{problem.what}: {problem.fix}" for problem in driver.check())
+    return Offer(driver.name, "nowhere", 0.0, "", "", "", available=False, why_not=lacks or "it offers no place")
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,7 +70,9 @@ class Plan(Shown, Generic[T]):
     offer: Offer | None
     offers: Sequence[Offer]
     estimate: Estimate
-    launch: Callable[[], T]
+    launch: Callable[[], T] = field(compare=False)
+    spot: bool = False
+    """Whether spot machines were asked for."""
 
     def __repr__(self) -> str:
         return f"Plan({self.title!r}, on={self.offer.driver if self.offer else None!r})"
@@ -92,7 +101,7 @@ class Plan(Shown, Generic[T]):
                 o.place,
                 self._price(o),
                 o.as_of,
-                "" if o is offer else o.why_not or "costs more",
+                "" if o is offer else o.why_not or self._why_not(o),
             )
             for o in self.offers
         ]
@@ -116,6 +125,36 @@ class Plan(Shown, Generic[T]):
             raise no_place(self.offers)
         return self.launch()
 
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON: everything but the work itself."""
+        offers = [asdict(offer) for offer in self.offers]
+        chosen = None if self.offer is None else list(self.offers).index(self.offer)
+        facts = {"title": self.title, "needs": asdict(self.needs), "estimate": asdict(self.estimate), "spot": self.spot}
+        return {**facts, "offers": offers, "offer": chosen, "cost": None if self.cost is None else list(self.cost)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan[Any]:
+        """Read what `to_json` returned: it shows the same, and cannot be applied, for the work is not in it.
+
+        Raises
+        ------
+        IntegrityError
+            If it is not that.
+        """
+        try:
+            offers = tuple(Offer(**offer) for offer in data["offers"])
+            chosen = None if data["offer"] is None else offers[data["offer"]]
+            needs, estimate = Needs(**data["needs"]), Estimate(**data["estimate"])
+            return cls(str(data["title"]), needs, chosen, offers, estimate, _without_work, bool(data["spot"]))
+        except (KeyError, IndexError, TypeError) as error:
+            raise IntegrityError(f"the stored plan cannot be read: {error!r}", fix="plan again") from None
+
+    def _why_not(self, offer: Offer) -> str:
+        """Say why an offer that could be launched was not chosen."""
+        if offer.spot == self.spot:
+            return "costs more"
+        return "may be taken away: spot_policy='spot' takes it" if offer.spot else "on demand, and spot was asked for"
+
     def _cost_text(self) -> str:
         if self.offer is None:
             return "–"
@@ -131,6 +170,10 @@ class Plan(Shown, Generic[T]):
         if math.isnan(offer.price_per_hour):
             return "unknown"
         return money(offer.price_per_hour, offer.currency) + (" spot" if offer.spot else "")
+
+
+def _without_work() -> NoReturn:
+    raise NotReadyError("this plan was read back, and the work is not in it", fix="plan again, and apply that plan")
 
 
 def no_place(offers: Sequence[Offer]) -> PlacementError:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cloudai.drivers import registry
-from cloudai.drivers.protocols import DeploymentStatus, Needs, Revision, RevisionId
+from cloudai.drivers.protocols import DeploymentStatus, Needs, Offer, Revision, RevisionId
 from cloudai.errors import CloudAIError, PlacementError
 from cloudai.planning.plan import place
 from cloudai.planning.spending import price_of
@@ -14,7 +14,7 @@ from cloudai.serving.rollout import Rollout
 from cloudai.specs.serving import DeploySpec
 from cloudai.state.ledger import Ledger, Record
 
-__all__ = ["advance", "needs_of"]
+__all__ = ["advance", "due", "needs_of"]
 
 _MOST_CRASHES = 5
 """A revision that ended this often without ever being ready is not started again."""
@@ -28,6 +28,12 @@ def needs_of(spec: DeploySpec) -> Needs:
     """Return what a deployment needs of a place, in a driver's words."""
     wants = spec.resources
     return Needs(wants.cpus, wants.memory, wants.gpus, wants.gpu_type)
+
+
+def due(ledger: Ledger, record: Record) -> float | None:
+    """Return when time alone makes `advance` act, in unix time: the end of the lease."""
+    left = ledger.lease_left("deployment", record.name)
+    return None if left is None else ledger.clock.now() + left
 
 
 def advance(ledger: Ledger, record: Record) -> None:
@@ -51,8 +57,9 @@ class _Advance:
         started = "price" in self.record.status
         if self.record.desired.get("delete") or (started and self.ledger.lease_expired("deployment", name)):
             reason = "" if self.record.desired.get("delete") else "its lease has passed and nobody renewed it"
+            bill = self._bill(self.driver.inspect(name)) if started else {}
             self.driver.delete(name)
-            self._observe("deleted", {"reason": reason, "url": "", "ended": self.ledger.clock.now()})
+            self._observe("deleted", {"reason": reason, "url": "", "ended": self.ledger.clock.now(), **bill})
             return
         if not started:
             self._place()
@@ -67,8 +74,9 @@ class _Advance:
         self._observe(phase, {"reason": error.what, "fix": error.fix, "errors": count})
 
     def _place(self) -> None:
+        recorded = self.record.desired.get("offer")
         try:
-            offer = place(self.driver, needs_of(self.spec), self.record)
+            offer = Offer(**recorded) if recorded else place(self.driver, needs_of(self.spec))
         except PlacementError as error:
             self._observe("rejected", {"reason": error.what, "fix": error.fix})
             return
@@ -146,9 +154,14 @@ class _Advance:
         phase = "failing" if broken else "ready" if settled else "updating" if found.ready else "starting"
         reason = f"{broken[0]['id']} does not start: {broken[0]['reason']}" if broken else ""
         processes = {"url": found.url, "revisions": rows, "router": list(found.pids)}
-        status = {**processes, "reason": reason, "crashes": dict(crashes), "errors": 0}
+        wish = self.record.desired.get("wish")
+        status = {**processes, "reason": reason, "crashes": dict(crashes), "errors": 0, "wish": wish}
         if phase != self.record.phase or any(self.record.status.get(key) != value for key, value in status.items()):
-            self._observe(phase, status)
+            self._observe(phase, {**status, **self._bill(found)})
+
+    def _bill(self, found: DeploymentStatus) -> dict[str, float]:
+        """Return what the place says that it has cost so far, and when it said so."""
+        return {} if found.cost is None else {"billed": found.cost, "billed_at": self.ledger.clock.now()}
 
     def _observe(self, phase: str, change: Mapping[str, Any]) -> None:
         self.ledger.observe("deployment", self.spec.name, phase, change)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,7 @@ from cloudai.artifacts.model import Model, arrays_for, find_model, only_output
 from cloudai.display import Card, Table, duration, money
 from cloudai.drivers import registry
 from cloudai.errors import NotReadyError, RunFailedError, SpecError
-from cloudai.planning.spending import Spending, spending
+from cloudai.planning.spending import Span, Spending, spending
 from cloudai.serving import client
 from cloudai.serving.rollout import Rollout
 from cloudai.specs.serving import DeploySpec
@@ -110,7 +111,7 @@ class Deployment(Handle):
                 self.refresh()
                 if self._settled() or (self._deleting and self.ended):
                     return self
-                if self.phase in ("rejected", "deleted", "failing"):
+                if self.ended or (self.phase == "failing" and self._heard):
                     raise self._failure()
                 if clock.now() > deadline:
                     raise NotReadyError(f"the deployment {self.name!r} is still {self.phase}", fix="wait longer, or print it")
@@ -119,10 +120,16 @@ class Deployment(Handle):
             sys.stderr.write(f"Stopped waiting; {self.name} goes on. Come back: cloudai.attach({self.ref!r})\n")
             return self
 
+    @property
+    def _heard(self) -> bool:
+        """Whether the phase is about what the user wants now, and not about what was wanted before."""
+        return bool(self._record.status.get("wish") == self._record.desired.get("wish"))
+
     def _settled(self) -> bool:
         wanted = {revision: share for revision, share in self.rollout.traffic.items() if share}
         ready = {row["id"] for row in self.revisions if row["ready"]}
-        return not self._deleting and self.phase == "ready" and self.traffic == wanted and self.rollout.kept <= ready
+        there = self.traffic == wanted and self.rollout.kept <= ready
+        return there and self._heard and self.phase == "ready" and not self._deleting
 
     def _failure(self) -> RunFailedError:
         status = self._record.status
@@ -195,7 +202,7 @@ class Deployment(Handle):
         revisions: dict[str, Any] = dict(self._record.desired["revisions"])
         revision = revision_id(model, revisions)
         revisions[revision] = model_entry(model)
-        self._want(revisions=revisions, rollout=rollout.start_canary(revision, percent).to_json())
+        self._wish(revisions=revisions, rollout=rollout.start_canary(revision, percent).to_json())
         return self
 
     def _opened(self, model: Any) -> Model:
@@ -226,8 +233,12 @@ class Deployment(Handle):
         return bool(self._record.desired.get("delete"))
 
     def _roll(self, rollout: Rollout) -> Deployment:
-        self._want(rollout=rollout.to_json())
+        self._wish(rollout=rollout.to_json())
         return self
+
+    def _wish(self, **change: object) -> None:
+        """Want something else; the supervisor says with the phase which wish it is about."""
+        self._want(**change, wish=secrets.token_hex(4))
 
     def delete(self) -> None:
         """Take it down, and its kept payloads with it. Nothing happens where it is down."""
@@ -259,8 +270,13 @@ class Deployment(Handle):
         roles = {state.stable: "stable", state.canary: "canary", state.previous: "previous, to go back to"}
         return roles.get(revision, "ending")
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, version: str | None = None) -> dict[str, float]:
         """Read the service's own counters now: requests, errors, and the mean latency in seconds.
+
+        Parameters
+        ----------
+        version : str, optional
+            Of this version of the model alone, such as a canary's; by default of all revisions together.
 
         Raises
         ------
@@ -272,7 +288,7 @@ class Deployment(Handle):
         driver = registry.telemetry_driver(self.spec.on)
         totals: dict[str, float] = {}
         for metric in driver.metrics(self.name, since=datetime.fromtimestamp(self._record.created, UTC)):
-            if "le" not in metric.labels:
+            if "le" not in metric.labels and version in (None, metric.labels.get("version")):
                 totals[metric.name] = totals.get(metric.name, 0.0) + metric.value
         count = totals.get("ml_inference_latency_count", 0.0)
         return {
@@ -285,7 +301,8 @@ class Deployment(Handle):
 def deployment_spending(record: Record, now: float) -> Spending:
     """Return what a deployment's record says that it has cost up to `now`, a unix time."""
     status = record.status
-    return spending([(status.get("started"), status.get("ended"))], status.get("price"), now)
+    span = Span(status.get("started"), status.get("ended"), status.get("price"), status.get("billed"), status.get("billed_at"))
+    return spending([span], now)
 
 
 def model_entry(model: Model) -> dict[str, str]:

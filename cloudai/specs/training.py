@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -27,6 +29,40 @@ Name = Annotated[str, BeforeValidator(_name)]
 """Names are DNS labels (RFC 1123), so that every backend can carry them unchanged."""
 
 
+def _config(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise SpecError(f"the config is a {type(value).__name__}", fix="give a dict, such as {'lr': 0.1}")
+    return {_key(key): _plain(item, str(key)) for key, item in value.items()}
+
+
+def _key(key: Any) -> str:
+    if not isinstance(key, str):
+        raise SpecError(f"{key!r} is no name for a value", fix="use texts as keys")
+    return key
+
+
+def _plain(value: Any, path: str) -> Any:
+    """Return the value as it will be read back from JSON, or refuse what would come back as something else."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        return {_key(key): _plain(item, f"{path}.{key}") for key, item in value.items()}
+    what = repr(value) if isinstance(value, float) else f"a {type(value).__name__}"
+    raise SpecError(
+        f"{path!r} is {what}, which cannot be written down", fix="give texts, finite numbers, lists and dicts of them"
+    )
+
+
+Config = Annotated[dict[str, Any], BeforeValidator(_config)]
+"""What goes through JSON to the worker and comes back the same."""
+
+
 class CheckpointPolicy(Spec):
     """When a checkpoint is written, and how many are kept."""
 
@@ -41,6 +77,7 @@ class FailurePolicy(Spec):
     """How often a run that was killed or lost comes back."""
 
     max_failures: int = Field(default=3, ge=0)
+    """A machine that was taken away (a preemption) is no failure and does not count."""
 
 
 class Loop(Spec):
@@ -84,16 +121,18 @@ class Work(Spec):
 class TrainSpec(Spec):
     """A training run as asked for."""
 
+    model_name: Name
     name: Name
     work: Work
     on: str = "local"
-    model_name: Name
-    config: dict[str, Any] = Field(default_factory=dict)
+    config: Config = Field(default_factory=dict)
     """Passed to the user's function as ``context.config``; recorded as parameters."""
     loop: Loop = Loop()
     seed: int = Field(default=0, ge=0, lt=2**32)
     resources: Resources = Resources()
     scaling: ScalingPolicy = ScalingPolicy()
+    spot_policy: Literal["on-demand", "spot"] = "on-demand"
+    """Whether the run goes to machines that may be taken away, at a lower price, or to those that stay."""
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     failure: FailurePolicy = FailurePolicy()
     lease: Seconds | None

@@ -8,12 +8,13 @@ import time
 import weakref
 from abc import abstractmethod
 
+from cloudai.clock import SYSTEM
 from cloudai.display import Shown, ago
 from cloudai.errors import CloudAIError
 from cloudai.state.leader import ensure_supervisor
 from cloudai.state.ledger import Ledger, Record
 
-__all__ = ["Handle"]
+__all__ = ["Handle", "freshen"]
 
 log = logging.getLogger(__name__)
 
@@ -105,17 +106,28 @@ def _keep_fresh(handle: Handle) -> None:
             _thread.start()
 
 
+def freshen(ledger: Ledger) -> None:
+    """Renew the leases of a ledger's live handles and read them again; for whoever moves the ledger's clock by hand."""
+    for handle in [handle for handle in list(_handles) if handle._ledger is ledger and not handle.ended]:  # noqa: SLF001
+        _freshen(handle)
+
+
+def _freshen(handle: Handle) -> None:
+    try:
+        handle._hold()  # noqa: SLF001  this module keeps the handles
+        handle.refresh()
+    except CloudAIError as error:
+        log.debug("%s could not be refreshed: %s", handle.ref, error.what)
+    except Exception:
+        log.exception("%s could not be refreshed", handle.ref)
+
+
 def _run() -> None:
     while True:
         time.sleep(_REFRESH)
-        alive = [handle for handle in list(_handles) if not handle.ended]
+        timed = [handle for handle in list(_handles) if handle._ledger.clock is SYSTEM]  # noqa: SLF001
+        alive = [handle for handle in timed if not handle.ended]
         for handle in alive:
-            try:
-                handle._hold()  # noqa: SLF001  this thread is the handle's own
-                handle.refresh()
-            except CloudAIError as error:
-                log.debug("%s could not be refreshed: %s", handle.ref, error.what)
-            except Exception:
-                log.exception("%s could not be refreshed", handle.ref)
+            _freshen(handle)
         for home in {handle._ledger.home for handle in alive if not handle.ended}:  # noqa: SLF001  as above
             ensure_supervisor(home)

@@ -211,7 +211,7 @@ class Ledger:
 
     def records(self, kind: str | None = None, *, alive: bool = False) -> list[Record]:
         """Return the records, the newest first; with `alive` only those that have not ended."""
-        rows = self._db().execute("SELECT * FROM objects ORDER BY created DESC").fetchall()
+        rows = self._db().execute("SELECT * FROM objects ORDER BY created DESC, rowid DESC").fetchall()
         records = [_record(row) for row in rows]
         return [r for r in records if (kind is None or r.kind == kind) and not (alive and r.ended)]
 

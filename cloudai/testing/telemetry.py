@@ -136,13 +136,11 @@ class TelemetryDriverConformance(DriverConformance):
 
 
 def _send(deployed: Deployed) -> int:
-    """Send a few requests, and return how many; 0 where the bench cannot."""
+    """Send a few requests, and return how many; where the bench cannot, time passes and the driver may have its own."""
     sent = 0
     for _ in range(_ASKED):
-        if deployed.bench.ask(deployed.name) is None:
-            return 0
+        sent += deployed.bench.ask(deployed.name) is not None
         deployed.bench.clock.pause(deployed.bench.step)
-        sent += 1
     return sent
 
 

@@ -7,11 +7,12 @@ key twice, so whoever leads after a crash goes on from there.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from cloudai.drivers import registry
-from cloudai.drivers.protocols import Job, JobId, JobStatus, Needs, Offer
-from cloudai.errors import CloudAIError, NotFoundError
+from cloudai.drivers.protocols import Job, JobId, JobStatus, Needs, Offer, TrainDriver
+from cloudai.errors import CloudAIError, DriverError, NotFoundError, NotReadyError, PlacementError
 from cloudai.planning.plan import place
 from cloudai.planning.spending import price_of
 from cloudai.specs.training import TrainSpec
@@ -19,7 +20,15 @@ from cloudai.state.ledger import Ledger, Record
 from cloudai.training.job import JOB, RunFiles
 from cloudai.training.journal import JournalReader
 
-__all__ = ["advance", "needs_of"]
+__all__ = ["advance", "due", "needs_of"]
+
+_MOST_REFUSALS = 10
+"""So many places that were offered and then refused, one after the other, end a run."""
+
+_PATIENCE = 900.0
+"""Seconds that a driver may fail to answer before a run that never started is given up. A run that did start goes on."""
+
+_LONGEST_PAUSE = 60.0  # seconds between two tries to reach a driver that does not answer
 
 
 def needs_of(spec: TrainSpec) -> Needs:
@@ -28,13 +37,30 @@ def needs_of(spec: TrainSpec) -> Needs:
     return Needs(wants.cpus, wants.memory, wants.gpus, wants.gpu_type, spec.scaling.num_workers)
 
 
+def due(ledger: Ledger, record: Record) -> float | None:
+    """Return when time alone makes `advance` act, in unix time; None where only news from the driver or the user do."""
+    unreachable = record.status.get("unreachable")
+    if unreachable:
+        return float(unreachable["again"])
+    left = ledger.lease_left("run", record.name)
+    return None if left is None else ledger.clock.now() + left
+
+
 def advance(ledger: Ledger, record: Record) -> None:
     """Take a run one step further."""
+    unreachable = record.status.get("unreachable")
+    if unreachable and ledger.clock.now() < unreachable["again"] and not record.desired.get("cancel"):
+        return
     run = _Advance(ledger, record)
     try:
         run.step()
+        run.reached()
+    except NotReadyError as error:
+        run.wait(error)
+    except DriverError as error:
+        run.not_reached(error)
     except CloudAIError as error:
-        run.end("rejected" if record.phase == "queued" else "failed", reason=error.what, fix=error.fix)
+        run.end("failed" if run.started else "rejected", reason=error.what, fix=error.fix)
 
 
 class _Advance:
@@ -44,40 +70,54 @@ class _Advance:
         self.files = RunFiles(self.spec)
         self.attempts: list[dict[str, Any]] = [dict(attempt) for attempt in record.status.get("attempts", [])]
 
+    @property
+    def started(self) -> bool:
+        """Whether any attempt has been seen to run."""
+        return any(attempt.get("started") for attempt in self.attempts)
+
+    @property
+    def driver(self) -> TrainDriver:
+        return registry.train_driver(self.spec.on)
+
     def step(self) -> None:
         """Look once and act once."""
-        if not self.attempts:
-            if self.record.desired.get("cancel"):
-                self.end("cancelled", reason="cancelled before it started")
-            else:
-                self._place()
+        if not self.attempts or "ended" in self.attempts[-1]:
+            self._next_attempt()
             return
-        driver = registry.train_driver(self.spec.on)
         job = JobId(self.attempts[-1]["job"])
         try:
-            status = driver.status(job)
+            status = self.driver.status(job)
         except NotFoundError:  # the supervisor before us died between its note and its deed
             self._submit()
             return
         if status.phase in ("starting", "running"):
             self._alive(status)
             if self.record.desired.get("cancel"):
-                driver.cancel(job)
+                self.driver.cancel(job)
             return
         self._ended(status)
 
-    def _place(self) -> None:
-        """Choose a place, note it, and start the first attempt."""
-        offer = place(registry.train_driver(self.spec.on), needs_of(self.spec), self.record)
-        self.files.folder.write(JOB, self.spec.model_dump_json().encode())
-        self.ledger.renew_lease("run", self.spec.name, self.spec.lease)
-        self._start("starting", {"price": price_of(offer).to_json(), "place": offer.place}, "")
+    def _next_attempt(self) -> None:
+        """Start the first attempt, or the one after an attempt that was lost."""
+        if self.record.desired.get("cancel"):
+            self.end("cancelled", reason="cancelled" if self.attempts else "cancelled before it started")
+        elif self.attempts and self._lease_passed():
+            return
+        else:
+            self._start()
 
-    def _start(self, phase: str, change: Mapping[str, Any], event: str) -> None:
-        """Note a new attempt, then submit it."""
-        number = len(self.attempts) + 1
-        self.attempts.append({"job": f"{self.spec.name}.{number}", "number": number})
-        self._observe(phase, change, event)
+    def _start(self) -> None:
+        """Choose a place, note a new attempt there, and submit it."""
+        recorded = self.record.desired.get("offer") if not self.attempts else None
+        offer = Offer(**recorded) if recorded else place(self.driver, needs_of(self.spec), spot=self.spec.spot_policy == "spot")
+        if not self.attempts:
+            self.files.folder.write(JOB, self.spec.model_dump_json().encode())
+            self.ledger.renew_lease("run", self.spec.name, self.spec.lease)
+        number = max((attempt["number"] for attempt in self.attempts), default=0) + 1
+        price = price_of(offer).to_json()
+        self.attempts.append({"job": f"{self.spec.name}.{number}", "number": number, "offer": asdict(offer), "price": price})
+        phase = "starting" if number == 1 else "recovering"
+        self._observe(phase, {"price": price, "place": offer.place, "reason": self.record.status.get("lost", "")}, "")
         self._submit()
 
     def _submit(self) -> None:
@@ -86,8 +126,20 @@ class _Advance:
         argv = ["-m", "cloudai.training.worker", "--store", self.spec.store, "--run", self.spec.name]
         argv += ["--attempt", str(attempt["number"]), "--lease-file", str(self.ledger.lease_file("run", self.spec.name))]
         job = Job(attempt["job"], tuple(argv), _environment(self.spec), needs_of(self.spec), folder)
-        offer = Offer(self.spec.on, str(self.record.status.get("place", "")), 0.0, "", "", "")
-        registry.train_driver(self.spec.on).submit(job, offer, key=attempt["job"])
+        try:
+            self.driver.submit(job, Offer(**attempt["offer"]), key=attempt["job"])
+        except PlacementError as error:
+            self._refused(error)
+
+    def _refused(self, error: PlacementError) -> None:
+        """Take back an attempt whose place was gone when it was asked for; the next look chooses again."""
+        refusals = self.record.status.get("refusals", 0) + 1
+        if refusals >= _MOST_REFUSALS:
+            raise error
+        self.attempts.pop()
+        self._observe(self.record.phase, {"refusals": refusals}, f"{error.what}; choosing another place")
+        if "offer" in self.record.desired:
+            self.ledger.want("run", self.spec.name, {"offer": None})
 
     def _alive(self, status: JobStatus) -> None:
         """Note that the attempt runs, once it reports."""
@@ -97,12 +149,11 @@ class _Advance:
         reports = worker.get("attempt") == self.attempts[-1]["number"]
         phase = "running" if reports else self.record.phase
         if phase != self.record.phase or before != self.attempts[-1]:
-            self._observe(phase, {}, "")
+            self._observe(phase, {"refusals": 0}, "")
 
     def _ended(self, status: JobStatus) -> None:
-        self.attempts[-1].update(
-            started=status.started_at, ended=status.ended_at or self.ledger.clock.now(), reason=status.reason
-        )
+        ended = status.ended_at or self.ledger.clock.now()
+        self.attempts[-1].update(started=status.started_at, ended=ended, reason=status.reason, billed=status.cost)
         reader = JournalReader(self.files.folder)
         result, error = reader.result(), reader.error()
         if result is not None:
@@ -111,21 +162,30 @@ class _Advance:
             self.end("failed", reason=error["what"], fix=error["fix"], frames=error["frames"])
         elif status.phase == "cancelled" or self.record.desired.get("cancel"):
             self.end("cancelled", reason="cancelled")
-        elif self.ledger.lease_expired("run", self.spec.name):
-            self.end("cancelled", reason="its lease has passed and nobody renewed it", fix="attach and train again with lease=")
-        else:
+        elif not self._lease_passed():
             self._come_back(status)
+
+    def _lease_passed(self) -> bool:
+        """End the run if its lease has passed; returns whether it has."""
+        passed = self.ledger.lease_expired("run", self.spec.name)
+        if passed:
+            self.end("cancelled", reason="its lease has passed and nobody renewed it", fix="attach and train again with lease=")
+        return passed
 
     def _come_back(self, status: JobStatus) -> None:
         """Start the next attempt after a worker was killed or lost, unless that happened too often."""
         reason = status.reason or "the worker is gone"
-        if len(self.attempts) > self.spec.failure.max_failures:
+        self.attempts[-1]["failure"] = status.phase != "preempted"
+        failures = sum(attempt.get("failure", False) for attempt in self.attempts)
+        if failures > self.spec.failure.max_failures:
             fix = f"look at cloudai.attach('run/{self.spec.name}').logs(), or allow more with max_failures="
-            self.end("failed", reason=f"{reason}, {len(self.attempts)} times", fix=fix)
+            self.end("failed", reason=f"{reason}, {failures} times", fix=fix)
             return
         checkpoint = JournalReader(self.files.folder).status().get("checkpoint")
         since = "the start" if checkpoint is None else f"step {checkpoint}"
-        self._start("recovering", {"reason": reason}, f"{reason}; coming back from {since}")
+        self._observe("recovering", {"reason": reason, "lost": reason}, f"{reason}; coming back from {since}")
+        self.record = self.ledger.get("run", self.spec.name)
+        self._start()
 
     def _succeeded(self, result: Mapping[str, Any]) -> None:
         seconds = sum(attempt["ended"] - attempt["started"] for attempt in self.attempts if attempt.get("started"))
@@ -134,6 +194,30 @@ class _Advance:
             self.ledger.add_model(model["name"], model["version"], model["uri"], model["digest"], self.spec.name)
         change = {"seconds": seconds, "reason": "", **{key: result[key] for key in ("why_not_exact",)}, "model": model}
         self._observe("succeeded", change, "")
+
+    def wait(self, error: NotReadyError) -> None:
+        """Note why no place can be had now; the next look asks again."""
+        if self.record.status.get("reason") != error.what:
+            self._observe(self.record.phase, {"reason": error.what, "fix": error.fix}, f"waiting: {error.what}")
+
+    def reached(self) -> None:
+        """Note that the driver answers again."""
+        if self.record.status.get("unreachable"):
+            record = self.ledger.get("run", self.spec.name)
+            self.ledger.observe("run", self.spec.name, record.phase, {"unreachable": None}, event="the driver answers again")
+
+    def not_reached(self, error: DriverError) -> None:
+        """Note that the driver failed, and when to ask again; only a run that never started is given up for it."""
+        now = self.ledger.clock.now()
+        before = self.record.status.get("unreachable") or {"since": now, "count": 0}
+        if now - before["since"] > _PATIENCE and not self.started:
+            self.end("rejected", reason=error.what, fix=error.fix)
+            return
+        pause = min(_LONGEST_PAUSE, 0.25 * 2 ** min(before["count"], 10))
+        unreachable = {"since": before["since"], "count": before["count"] + 1, "again": now + pause, "what": error.what}
+        event = f"{error.what}; asking again" if not before["count"] else ""
+        phase = "starting" if self.record.phase == "queued" else self.record.phase
+        self.ledger.observe("run", self.spec.name, phase, {"unreachable": unreachable}, event=event)
 
     def end(self, phase: str, **status: Any) -> None:
         """End the run in a phase, with its reason and fix."""

@@ -13,7 +13,7 @@ from cloudai.display import Card, Curve, duration
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import JobId
 from cloudai.errors import NotFoundError, NotReadyError, RunFailedError
-from cloudai.planning.spending import Spending, spending
+from cloudai.planning.spending import Span, Spending, spending
 from cloudai.specs.training import TrainSpec
 from cloudai.state.handles import Handle
 from cloudai.state.ledger import Ledger, Record
@@ -43,7 +43,11 @@ class RunStatus:
     pid : int or None
         The worker's process on this machine.
     reason : str
-        Why it ended, or why it came back.
+        Why it ended, why it came back, or what it waits for.
+    place : str
+        Where it runs, or ran last.
+    preemptions : int
+        How often its machine was taken away.
     """
 
     phase: str
@@ -54,6 +58,8 @@ class RunStatus:
     resumed_from: int | None
     pid: int | None
     reason: str
+    place: str = ""
+    preemptions: int = 0
 
 
 class Run(Handle):
@@ -89,6 +95,8 @@ class Run(Handle):
             checkpoint=worker.get("checkpoint"),
             resumed_from=worker.get("resumed_from"),
             pid=worker.get("pid") if self.phase in ("running", "recovering") else None,
+            place=status.get("place", ""),
+            preemptions=sum(a.get("failure") is False for a in status.get("attempts", [])),
             reason=status.get("reason", "") or ("" if self.ended else worker.get("doing", "")),
         )
 
@@ -221,6 +229,7 @@ class Run(Handle):
                 "restarts",
                 f"{restarts}" + (f", the last from step {status.resumed_from}" if restarts and status.resumed_from else ""),
             ),
+            ("place", status.place or "none yet"),
             ("spent", str(self.cost)),
             ("tracked in", self._tracked_in()),
             ("exact", "yes, bit for bit" if self.exact else f"not promised: {self.why_not_exact}"),
@@ -248,11 +257,10 @@ class Run(Handle):
 
 def run_spending(record: Record, now: float) -> Spending:
     """Return what a run's record says that it has cost up to `now`, a unix time."""
-    attempts: Sequence[Mapping[str, float | None]] = record.status.get("attempts", [])
-    spans = [
-        (attempt.get("started"), attempt.get("ended") or (record.updated if record.ended else None)) for attempt in attempts
-    ]
-    return spending(spans, record.status.get("price"), now)
+    attempts: Sequence[Mapping[str, Any]] = record.status.get("attempts", [])
+    over = record.updated if record.ended else None
+    spans = [Span(a.get("started"), a.get("ended") or over, a.get("price"), a.get("billed")) for a in attempts]
+    return spending(spans, now)
 
 
 class _ProgressLine:

@@ -8,11 +8,11 @@ import torch
 
 import cloudai
 from cloudai.drivers.protocols import Needs, Offer
-from cloudai.errors import PlacementError
+from cloudai.errors import PlacementError, SpecError
 from cloudai.planning import catalog
 from cloudai.planning.estimate import Estimate
 from cloudai.planning.plan import Plan, choose
-from cloudai.planning.spending import spending
+from cloudai.planning.spending import Span, spending
 
 DATA = (np.random.default_rng(0).normal(size=(300, 8)), np.arange(300) % 2)
 
@@ -95,7 +95,32 @@ def test_where_nothing_fits_apply_says_why():
 
 def test_spending_adds_up_spans_at_a_price_with_its_source():
     price = {"per_hour": 3600.0, "currency": "EUR", "source": "a list, 2026-01-01"}
-    spent = spending([(10.0, 12.0), (20.0, 23.0), (None, None)], price, 30.0)
+    spent = spending([Span(10.0, 12.0, price), Span(20.0, None, price), Span(None, None, price)], 23.0)
     assert (spent.seconds, spent.amount, spent.currency) == (5.0, 5.0, "EUR")
     assert "a list" in str(spent)
-    assert spending([], None, 0.0).basis == "no place was taken yet"
+    assert spending([], 0.0).basis == "no place was taken yet"
+
+
+def test_what_the_place_has_billed_counts_and_only_the_time_since_is_estimated():
+    price = {"per_hour": 3600.0, "currency": "USD", "source": "a list"}
+    spent = spending([Span(0.0, 10.0, price, billed=7.0), Span(10.0, None, price, billed=2.0, billed_at=12.0)], 15.0)
+    assert spent.amount == 7.0 + 2.0 + 3.0
+    assert "as billed by the place" in spent.basis
+
+
+def test_a_clock_that_was_set_back_makes_no_negative_cost():
+    price = {"per_hour": 1.0, "currency": "USD", "source": "a list"}
+    assert spending([Span(100.0, None, price)], 50.0).amount == 0.0
+
+
+def test_spot_is_chosen_only_where_it_is_asked_for():
+    offers = [an_offer(price=1, spot=True), an_offer(price=3)]
+    assert choose(offers, "local").price_per_hour == 3
+    assert choose(offers, "local", spot=True).price_per_hour == 1
+    plan = Plan("train x", Needs(), offers[1], offers, Estimate(1, 2, "b"), lambda: None)
+    assert "may be taken away: spot_policy='spot' takes it" in plan.explain()
+
+
+def test_a_driver_without_spot_machines_refuses_the_policy(home):
+    with pytest.raises(SpecError, match="'local' has no spot machines"):
+        cloudai.train(network(), DATA, spot_policy="spot")

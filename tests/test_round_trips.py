@@ -1,0 +1,233 @@
+"""Every public object comes back the same from JSON, from the ledger, or by its name."""
+
+from __future__ import annotations
+
+import json
+import string
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cloudai
+from cloudai import errors
+from cloudai.artifacts.signature import Signature, TensorSpec
+from cloudai.drivers.protocols import Needs, Offer
+from cloudai.drivers.simulated.world import Crash, Fate, LostAnswer, Machine, Outage, Preemption, World, Zone
+from cloudai.monitoring.decide import Decision
+from cloudai.monitoring.drift import Finding, Report
+from cloudai.planning.estimate import Estimate
+from cloudai.planning.plan import Plan
+from cloudai.serving.rollout import Rollout
+from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
+from cloudai.specs.resources import Resources, ScalingPolicy
+from cloudai.specs.serving import DeploySpec, ServerLimits
+from cloudai.specs.training import CheckpointPolicy, FailurePolicy, Loop, TrainSpec, Work
+from cloudai.state.ledger import Ledger
+from cloudai.statistics.profiles import Profile
+from cloudai.testing.simulation import Simulation
+
+TEXT = st.text(max_size=12)
+NAME = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
+SECONDS = st.floats(0, 1e9)
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | TEXT | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+
+resources = st.builds(
+    Resources, cpus=st.floats(0.01, 1e4), memory=st.integers(0, 2**50), gpus=st.integers(0, 64), gpu_type=TEXT
+)
+limits = st.builds(
+    ServerLimits,
+    max_body=st.integers(0, 2**40),
+    max_in_flight=st.integers(1, 10**6),
+    timeout=SECONDS,
+    sample_rate=st.floats(0, 1),
+)
+drift = st.builds(DriftPolicy, alarm_rate=st.floats(1e-9, 0.5), min_effect=st.floats(0, 10), min_rows=st.integers(2, 10**9))
+actions = st.sampled_from(["hold", "retrain", "page"])
+decision_policy = st.builds(DecisionPolicy, on_drift=actions, on_fault=actions, min_share=st.floats(0, 1), cool_down=SECONDS)
+checkpoint = st.builds(CheckpointPolicy, every=SECONDS, keep=st.integers(1, 100))
+train_spec = st.builds(
+    TrainSpec,
+    name=NAME,
+    model_name=NAME,
+    work=st.builds(
+        Work,
+        kind=st.sampled_from(["function", "module"]),
+        entry=TEXT,
+        code=TEXT,
+        rows=st.integers(0, 10**12),
+        features=st.lists(TEXT, max_size=3).map(tuple),
+    ),
+    config=st.dictionaries(TEXT, PLAIN, max_size=3),
+    loop=st.builds(Loop, lr=st.floats(1e-12, 10), epochs=st.integers(1, 10**6), validation=st.floats(0, 0.99)),
+    seed=st.integers(0, 2**32 - 1),
+    resources=resources,
+    scaling=st.builds(ScalingPolicy, num_workers=st.integers(1, 4096)),
+    spot_policy=st.sampled_from(["on-demand", "spot"]),
+    checkpoint=checkpoint,
+    failure=st.builds(FailurePolicy, max_failures=st.integers(0, 100)),
+    lease=st.none() | SECONDS,
+    store=TEXT,
+    tracking=TEXT,
+)
+deploy_spec = st.builds(
+    DeploySpec, name=NAME, port=st.integers(0, 65535), resources=resources, limits=limits, lease=st.none() | SECONDS
+)
+monitor_spec = st.builds(MonitorSpec, every=st.floats(0.1, 1e9), drift=drift, decision=decision_policy)
+price = st.floats(0, 1e6)
+zone = st.builds(
+    Zone,
+    name=st.text(min_size=1, max_size=12),
+    price=price,
+    spot=st.lists(st.tuples(SECONDS, st.none() | price), max_size=3).map(tuple),
+    machine=st.builds(Machine, cpus=st.floats(0.1, 1000), gpus=st.integers(0, 16), gpu_type=TEXT),
+    boot=SECONDS,
+)
+world = st.builds(
+    World,
+    zones=st.lists(zone, max_size=2).map(tuple),
+    preemptions=st.lists(st.builds(Preemption, at=SECONDS, zone=TEXT), max_size=2).map(tuple),
+    crashes=st.lists(st.builds(Crash, after=SECONDS, exit_code=st.integers(1, 255), reason=TEXT), max_size=2).map(tuple),
+    lost_answers=st.lists(st.builds(LostAnswer, act=st.just("submit"), nth=st.integers(1, 9)), max_size=2).map(tuple),
+    outages=st.lists(st.builds(Outage, start=SECONDS, end=SECONDS), max_size=2).map(tuple),
+    fates=st.lists(st.builds(Fate, revision=TEXT, error_rate=st.floats(0, 1)), max_size=2).map(tuple),
+)
+SPECS = {
+    Resources: resources,
+    ServerLimits: limits,
+    DriftPolicy: drift,
+    DecisionPolicy: decision_policy,
+    CheckpointPolicy: checkpoint,
+    TrainSpec: train_spec,
+    DeploySpec: deploy_spec,
+    MonitorSpec: monitor_spec,
+    World: world,
+}
+
+number = st.floats(allow_nan=False, allow_infinity=False)
+finding = st.builds(
+    Finding,
+    feature=TEXT,
+    kind=st.sampled_from(["drift", "missingness", "new_categories", "schema", "rows"]),
+    statistic=TEXT,
+    value=number,
+    p_value=st.none() | st.floats(0, 1),
+    p_adjusted=st.none() | st.floats(0, 1),
+    effect=number,
+    drifted=st.booleans(),
+    change=TEXT,
+)
+report = st.builds(Report, st.lists(finding, max_size=3).map(tuple), st.integers(0, 10**9), st.integers(0, 10**9), drift)
+decision = st.builds(
+    Decision,
+    kind=actions,
+    reason=TEXT,
+    at=st.datetimes(datetime(1970, 1, 2), datetime(2200, 1, 1), timezones=st.just(UTC)),
+    evidence=st.lists(finding, max_size=2).map(tuple),
+    request=st.just({}) | st.fixed_dictionaries({"verb": actions, "features": st.lists(TEXT, max_size=3)}),
+)
+tensor_spec = st.builds(
+    TensorSpec, TEXT, st.sampled_from(["float32", "int64", "bool"]), st.lists(st.integers(-1, 9), max_size=3).map(tuple)
+)
+signature = st.builds(Signature, st.lists(tensor_spec, max_size=2).map(tuple), st.lists(tensor_spec, max_size=2).map(tuple))
+rollout = st.builds(Rollout, TEXT, TEXT, st.integers(0, 100), TEXT)
+offer = st.builds(Offer, TEXT, TEXT, price, TEXT, TEXT, TEXT, st.booleans(), st.booleans(), TEXT, st.booleans())
+estimate = st.builds(Estimate, st.none() | SECONDS, st.none() | SECONDS, TEXT)
+plan = st.builds(
+    lambda title, offers, needs, estimate, spot: Plan(
+        title, needs, offers[0] if offers else None, tuple(offers), estimate, lambda: None, spot
+    ),
+    TEXT,
+    st.lists(offer, max_size=3),
+    st.builds(Needs, st.floats(0.1, 99), st.integers(0, 2**40), st.integers(0, 9), TEXT, st.integers(1, 99)),
+    estimate,
+    st.booleans(),
+)
+VALUES = {Report: report, Decision: decision, Signature: signature, Rollout: rollout, Plan: plan, Finding: finding}
+
+BY_NAME = {"Run", "Deployment", "Monitor", "Model"}
+"""Handles come back by their name: `attach`, `load_model`."""
+
+ONLY_THERE = {"Context": "it is the worker's side of a run, and lives as long as the worker"}
+
+
+def through_json(value):
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+@pytest.mark.parametrize("kind", SPECS, ids=lambda kind: kind.__name__)
+def test_specs_come_back_from_json_and_from_the_ledger(kind, tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    count = iter(range(10**6))
+
+    @given(SPECS[kind])
+    def check(spec):
+        assert kind.parse(spec.model_dump_json()) == spec
+        name = f"spec-{next(count)}"
+        ledger.create("run", name, spec.model_dump(mode="json"), {})
+        assert kind.model_validate(ledger.get("run", name).spec) == spec
+
+    check()
+
+
+@pytest.mark.parametrize("kind", VALUES, ids=lambda kind: kind.__name__)
+def test_values_come_back_from_json(kind):
+    @given(VALUES[kind])
+    def check(value):
+        back = kind.from_json(through_json(value.to_json()))
+        assert back == value
+        assert str(back) == str(value)
+
+    check()
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=50), st.text(string.ascii_letters, min_size=1, max_size=5))
+def test_profiles_come_back_from_their_bytes(values, name):
+    profile = Profile.of({name: np.array(values)})
+    assert Profile.from_bytes(profile.to_bytes()).to_bytes() == profile.to_bytes()
+
+
+def test_a_plan_that_was_read_back_shows_the_same_and_cannot_be_applied():
+    data = np.zeros((30, 3)), np.zeros(30, int)
+    with Simulation():
+        made = cloudai.plan(torch.nn.Linear(3, 2), data, on="simulated")
+        back = Plan.from_json(through_json(made.to_json()))
+        assert back.explain() == made.explain()
+        assert through_json(made.to_json())["cost"] == pytest.approx(list(made.cost))
+        with pytest.raises(errors.NotReadyError, match="read back"):
+            back.apply()
+    with pytest.raises(errors.IntegrityError, match="cannot be read"):
+        Plan.from_json({"title": "x"})
+
+
+def test_handles_come_back_by_their_name_in_the_same_state():
+    data = np.random.default_rng(0).normal(size=(300, 3)), np.arange(300) % 2
+    with Simulation() as simulation:
+        run = cloudai.train(torch.nn.Linear(3, 2), data, on="simulated", model_name="small", epochs=1).wait(progress=False)
+        deployment = cloudai.deploy(run, on="simulated").wait(3600)
+        watch = cloudai.monitor(deployment, every="5m")
+        simulation.advance("11m")
+        for handle in (run, deployment, watch):
+            back = cloudai.attach(handle.ref)
+            assert type(back) is type(handle)
+            assert back.spec == handle.spec
+            assert (back.phase, asdict_or_none(back, "status")) == (handle.phase, asdict_or_none(handle, "status"))
+        assert cloudai.load_model("small").digest == run.model.digest
+
+
+def asdict_or_none(handle, attribute):
+    return asdict(getattr(handle, attribute)) if hasattr(handle, attribute) else None
+
+
+def test_no_public_class_is_forgotten():
+    public = {name for name in cloudai.__all__ if isinstance(getattr(cloudai, name), type)}
+    told = {kind.__name__ for kind in (*SPECS, *VALUES)} | BY_NAME | set(ONLY_THERE)
+    assert public <= told
