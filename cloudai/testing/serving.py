@@ -3,87 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import pytest
 
-from cloudai.drivers.protocols import DeploymentStatus, Revision, RevisionId, RevisionStatus, ServeDriver
+from cloudai.drivers.protocols import RevisionId, ServeDriver
 from cloudai.errors import CloudAIError, DriverError, SpecError
 from cloudai.testing.bench import Bench
 from cloudai.testing.clauses import clause
+from cloudai.testing.deployed import A, B, Deployed, Meanwhile, rows_of
 from cloudai.testing.sharing import DriverConformance, at_once
 
-__all__ = ["Deployed", "ServeDriverConformance"]
-
-_REAL_PATIENCE = 30.0
-"""Seconds."""
-A, B = RevisionId("v1.0.0"), RevisionId("v1.1.0-3f2a9c")
-
-
-@dataclass
-class Deployed:
-    """A deployment on the bench, and the words that tests about it use."""
-
-    bench: Bench
-    driver: Any
-    name: str
-
-    def apply(self, revision: Revision, driver: Any = None) -> RevisionId:
-        """Apply a revision under the key that cloudai would use."""
-        given: RevisionId = (driver or self.driver).apply(self.name, revision, key=f"{self.name}/{revision.id}")
-        return given
-
-    def up(self, *ids: RevisionId) -> Deployed:
-        """Bring revisions up and wait until they are ready."""
-        for revision in ids:
-            self.apply(self.bench.ready_revision(self.name, revision))
-        self.wait(lambda: all(self.look(revision).ready for revision in ids), f"{self.name}: {', '.join(ids)} ready")
-        return self
-
-    def route(self, traffic: Mapping[RevisionId, int]) -> Deployed:
-        """Route, and wait until it is so."""
-        self.driver.route(self.name, traffic)
-        wanted = {revision: share for revision, share in traffic.items() if share}
-        self.wait(lambda: self.traffic() == wanted, f"{self.name}: the traffic {wanted}")
-        return self
-
-    def status(self, driver: Any = None) -> DeploymentStatus:
-        """Return what the driver says now."""
-        found: DeploymentStatus = (driver or self.driver).inspect(self.name)
-        return found
-
-    def look(self, revision: RevisionId) -> RevisionStatus:
-        """Return what is known of a revision; one that is not there has nothing."""
-        missing = RevisionStatus(revision, ready=False, replicas=0, traffic=0)
-        return next((found for found in self.status().revisions if found.id == revision), missing)
-
-    def traffic(self, driver: Any = None) -> dict[RevisionId, int]:
-        """Return the share of each revision that has one."""
-        return {found.id: found.traffic for found in self.status(driver).revisions if found.traffic}
-
-    def alive(self) -> set[RevisionId]:
-        """Return the revisions that have a replica."""
-        return {found.id for found in self.status().revisions if found.replicas}
-
-    def wait(self, condition: Callable[[], Any], what: str) -> None:
-        """Let time pass until it is so."""
-        self.bench.until(condition, what)
-
-    def refuses(self, kinds: tuple[type[Exception], ...], act: Callable[[], Any], clause_name: str, what: str) -> None:
-        """Fail unless an act raises one of these and the traffic stays as it was."""
-        before = self.traffic()
-        try:
-            act()
-        except kinds:
-            pass
-        else:
-            names = " or ".join(kind.__name__ for kind in kinds)
-            pytest.fail(f"{clause_name}: {what} was accepted; raise {names}")
-        assert self.traffic() == before, f"{clause_name}: {what} was refused, and the traffic is {self.traffic()}, not {before}"
+__all__ = ["ServeDriverConformance"]
 
 
 class ServeDriverConformance(DriverConformance):
@@ -118,12 +50,12 @@ class ServeDriverConformance(DriverConformance):
     @clause("apply-is-idempotent")
     def test_apply_again_changes_nothing(self, pair: Deployed) -> None:
         """Applied again under its key, by this object, a new one or many threads, a revision that is up stays as it is."""
-        before = _rows(pair)
+        before = rows_of(pair)
         again = pair.bench.ready_revision(pair.name, A)
         pair.apply(again)
         pair.apply(again, pair.bench.guarded())
         at_once([lambda: pair.apply(again)] * 4)
-        assert _rows(pair) == before, f"apply-is-idempotent: {before} became {_rows(pair)}"
+        assert rows_of(pair) == before, f"apply-is-idempotent: {before} became {rows_of(pair)}"
 
     @clause("apply-brings-back")
     def test_apply_brings_a_dead_revision_back(self, pair: Deployed) -> None:
@@ -202,7 +134,7 @@ class ServeDriverConformance(DriverConformance):
         """Whoever looks while the traffic is moved sees the old table or the new one."""
         tables: list[dict[RevisionId, int]] = [{A: 100}, {B: 100}]
         seen: list[dict[RevisionId, int]] = []
-        with _Meanwhile(lambda: seen.append(pair.traffic(pair.bench.driver))) as looks:
+        with Meanwhile(lambda: seen.append(pair.traffic(pair.bench.driver))) as looks:
             for table in tables * 5:
                 pair.driver.route(pair.name, table)
             looks.wait_for_more(1)
@@ -215,7 +147,7 @@ class ServeDriverConformance(DriverConformance):
         if pair.bench.ask(pair.name) is None:
             pytest.skip("the bench cannot send requests")
         answers: list[RevisionId | None] = []
-        with _Meanwhile(lambda: answers.append(pair.bench.ask(pair.name))) as requests:
+        with Meanwhile(lambda: answers.append(pair.bench.ask(pair.name))) as requests:
             for table in ({B: 100}, {A: 100}) * 3:
                 pair.driver.route(pair.name, table)
                 requests.wait_for_more(3)
@@ -266,7 +198,7 @@ class ServeDriverConformance(DriverConformance):
         """A driver made in a new process sees the same revisions, traffic and url, and may change them."""
         other = pair.bench.guarded()
         mine, found = pair.status(), pair.status(other)
-        same = (found.url, found.ready, _rows(pair, other)) == (mine.url, mine.ready, _rows(pair))
+        same = (found.url, found.ready, rows_of(pair, other)) == (mine.url, mine.ready, rows_of(pair))
         assert same, f"deployments-are-found-again: one object says {mine}, a new one {found}; keep no state in memory"
         other.route(pair.name, {B: 100})
         pair.wait(lambda: pair.traffic() == {B: 100}, "deployments-are-found-again: the traffic that a new object has routed")
@@ -288,11 +220,11 @@ class ServeDriverConformance(DriverConformance):
     def test_deployments_do_not_touch_each_other(self, pair: Deployed, own: Deployed) -> None:
         """What is done to one deployment, its end included, changes no other, also where the revisions have the same names."""
         neighbour = Deployed(own.bench, own.driver, f"{pair.name}-2")
-        before = _rows(pair)
+        before = rows_of(pair)
         neighbour.up(B).route({B: 100})
-        assert _rows(pair) == before, f"deployments-are-apart: {before} became {_rows(pair)}"
+        assert rows_of(pair) == before, f"deployments-are-apart: {before} became {rows_of(pair)}"
         neighbour.driver.delete(neighbour.name)
-        assert _rows(pair) == before, f"deployments-are-apart: the end of another changed {before} to {_rows(pair)}"
+        assert rows_of(pair) == before, f"deployments-are-apart: the end of another changed {before} to {rows_of(pair)}"
 
     @clause("unready-revisions-say-why")
     def test_a_revision_that_does_not_come_up_says_why(self, pair: Deployed) -> None:
@@ -322,10 +254,10 @@ class ServeDriverConformance(DriverConformance):
     def test_close_leaves_deployments_up(self, pair: Deployed) -> None:
         """After `close`, and after a second one, the deployment goes on."""
         starter = pair.bench.guarded()
-        before = _rows(pair, starter)
+        before = rows_of(pair, starter)
         starter.close()
         starter.close()
-        assert _rows(pair) == before, "close-leaves-what-runs: the deployment has changed with the end of a driver object"
+        assert rows_of(pair) == before, "close-leaves-what-runs: the deployment has changed with the end of a driver object"
 
     @clause("safe-from-many-threads")
     def test_a_deployment_from_many_threads(self, pair: Deployed) -> None:
@@ -351,45 +283,3 @@ class ServeDriverConformance(DriverConformance):
                 ("close", driver.close),
             ]
         )
-
-
-def _rows(deployed: Deployed, driver: Any = None) -> set[tuple[Any, ...]]:
-    """Return what is known of the revisions that are up."""
-    up = [revision for revision in deployed.status(driver).revisions if revision.replicas]
-    return {(r.id, r.ready, r.replicas, r.traffic, tuple(r.pids)) for r in up}
-
-
-class _Meanwhile:
-    """Does something again and again in a thread while the block runs; its first error is raised at the end."""
-
-    def __init__(self, act: Callable[[], Any]) -> None:
-        self._act = act
-        self._count = 0
-        self._error: Exception | None = None
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._go_on, daemon=True)
-
-    def _go_on(self) -> None:
-        while not self._over.is_set() and self._error is None:
-            try:
-                self._act()
-            except Exception as error:  # noqa: BLE001  it is raised in the test's own thread
-                self._error = error
-            self._count += 1
-            self._over.wait(0.001)
-
-    def wait_for_more(self, count: int) -> None:
-        """Wait until it was done a few times more; in real time, for threads know no other."""
-        enough, deadline = self._count + count, time.monotonic() + _REAL_PATIENCE
-        while self._count < enough and self._error is None and time.monotonic() < deadline:
-            time.sleep(0.001)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self._over.set()
-        self._thread.join(_REAL_PATIENCE)
-        if self._error is not None:
-            raise self._error

@@ -12,7 +12,7 @@ import pytest
 from cloudai.drivers.protocols import Metric, Sample, TelemetryDriver
 from cloudai.testing.bench import Bench
 from cloudai.testing.clauses import clause
-from cloudai.testing.serving import A, B, Deployed
+from cloudai.testing.deployed import A, B, Deployed
 from cloudai.testing.sharing import DriverConformance
 
 __all__ = ["TelemetryDriverConformance"]

@@ -2,84 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
 
-from cloudai.drivers.protocols import Job, JobId, JobStatus, Offer, TrainDriver
+from cloudai.drivers.protocols import JobId, TrainDriver
 from cloudai.errors import NotFoundError, PlacementError
 from cloudai.testing.bench import Bench, is_running
 from cloudai.testing.clauses import clause
+from cloudai.testing.jobs import ENDS, Jobs, Reader, echoed, followed, same_lines
 from cloudai.testing.sharing import DriverConformance, at_once
 
-__all__ = ["Jobs", "TrainDriverConformance"]
+__all__ = ["TrainDriverConformance"]
 
 _ORDER = {"starting": 0, "running": 1}
-_ENDS = ("succeeded", "failed", "preempted", "lost", "cancelled")
 _WORDS = ("two words", "it's", 'a "quote"', "ü → 日本", "line\nbreak", "$HOME `id` ; #", "", "--flag", "back\\slash")
 _REMEMBERED = "CLOUDAI_CONFORMANCE_ONLY_HERE"
-
-
-class Jobs:
-    """Submits jobs, waits for them, and cancels them at the end of the test."""
-
-    def __init__(self, bench: Bench, driver: Any) -> None:
-        self._bench, self._driver = bench, driver
-        self._started: list[JobId] = []
-
-    def offer(self, job: Job) -> Offer:
-        """Return an offer that the job can be submitted to."""
-        offers: list[Offer] = [offer for offer in self._driver.offers(job.needs) if offer.available]
-        assert offers, f"the driver offers no place for {job.needs}: let the bench's jobs need less"
-        return offers[0]
-
-    def submit(self, job: Job, driver: Any = None) -> JobId:
-        """Submit a job under its name as the key."""
-        job_id: JobId = (driver or self._driver).submit(job, self.offer(job), key=job.name)
-        self._started.append(job_id)
-        return job_id
-
-    def status(self, job_id: JobId) -> JobStatus:
-        """Return what the driver says now."""
-        status: JobStatus = self._driver.status(job_id)
-        return status
-
-    def running(self, job: Job) -> JobId:
-        """Submit a job and wait until it runs."""
-        job_id = self.submit(job)
-        self._bench.until(lambda: self.status(job_id).phase == "running", f"{job.name} running")
-        return job_id
-
-    def ended(self, job: Job) -> JobId:
-        """Submit a job and wait until it has ended."""
-        job_id = self.submit(job)
-        self.end_of(job_id)
-        return job_id
-
-    def end_of(self, job_id: JobId) -> JobStatus:
-        """Wait until a job has ended, and return how."""
-
-        def look() -> JobStatus | None:
-            status = self.status(job_id)
-            return status if status.phase in _ENDS else None
-
-        status = self._bench.until(look, f"the end of {job_id}")
-        assert status is not None
-        return status
-
-    def lines(self, job_id: JobId, driver: Any = None) -> list[str]:
-        """Return the lines that a job wrote."""
-        return [line.text for line in (driver or self._driver).logs(job_id)]
-
-    def close(self) -> None:
-        """Cancel what was started; what a test is about was looked at before."""
-        for job_id in self._started:
-            with contextlib.suppress(Exception):
-                self._driver.cancel(job_id)
 
 
 class TrainDriverConformance(DriverConformance):
@@ -137,7 +76,7 @@ class TrainDriverConformance(DriverConformance):
             pytest.fail(f"jobs-are-found-again: {error.what}; keep the state where the work is, not in memory")
         other.cancel(running)
         bench.until(
-            lambda: jobs.status(running).phase in _ENDS, "jobs-are-found-again: the end of a job that a new object ended"
+            lambda: jobs.status(running).phase in ENDS, "jobs-are-found-again: the end of a job that a new object ended"
         )
 
     @clause("phases-go-forward")
@@ -158,10 +97,10 @@ class TrainDriverConformance(DriverConformance):
 
         def look() -> bool:
             phase = jobs.status(job_id).phase
-            known = phase in _ORDER or phase in _ENDS
+            known = phase in _ORDER or phase in ENDS
             assert known, f"phases-go-forward: {phase!r} is no phase"
             seen.append(phase)
-            return phase in _ENDS
+            return phase in ENDS
 
         bench.until(look, "the end of the job")
         return seen
@@ -252,7 +191,7 @@ class TrainDriverConformance(DriverConformance):
         wanted = ["first", "", "  indented  ", "ü → 日本", "a" * 5000, *(f"line {number}" for number in range(300))]
         job_id = jobs.ended(bench.printing_job(bench.name("writer"), wanted))
         for _ in range(2):
-            _same_lines("logs-are-complete", jobs.lines(job_id), wanted)
+            same_lines("logs-are-complete", jobs.lines(job_id), wanted)
 
     @clause("logs-are-of-one-job")
     def test_lines_are_of_their_own_job(self, bench: Bench, jobs: Jobs) -> None:
@@ -272,9 +211,9 @@ class TrainDriverConformance(DriverConformance):
         """``logs(follow=True)`` goes on while the job runs, has every line, and ends when it has ended."""
         wanted = [f"line {number}" for number in range(20)]
         job_id = jobs.submit(bench.printing_job(bench.name("followed"), wanted))
-        _same_lines("follow-ends-with-the-job", _followed(bench, driver, job_id), wanted)
+        same_lines("follow-ends-with-the-job", followed(bench, driver, job_id), wanted)
         endless = jobs.running(bench.endless_job(bench.name("endless")))
-        reader = _Reader(driver, endless)
+        reader = Reader(driver, endless)
         for _ in range(3):
             bench.clock.pause(bench.step)
             assert not reader.is_done(), "follow-ends-with-the-job: logs(follow=True) has ended while the job runs"
@@ -284,16 +223,16 @@ class TrainDriverConformance(DriverConformance):
     @clause("arguments-arrive-unchanged")
     def test_arguments_arrive_unchanged(self, bench: Bench, jobs: Jobs) -> None:
         """A job gets its arguments as they are: spaces, quotes, other scripts, line breaks, nothing at all."""
-        words, _ = _echoed(bench, jobs, _WORDS, {}, ())
+        words, _ = echoed(bench, jobs, _WORDS, {}, ())
         assert tuple(words) == _WORDS, f"arguments-arrive-unchanged: {list(_WORDS)} arrived as {words}"
 
     @clause("environment-arrives-unchanged")
     def test_the_environment_arrives_unchanged_and_stays_with_its_job(self, bench: Bench, jobs: Jobs) -> None:
         """A job gets its variables as they are, and no other job gets them."""
         env = {f"CLOUDAI_CONFORMANCE_{number}": word for number, word in enumerate(_WORDS)}
-        _, found = _echoed(bench, jobs, (), {**env, _REMEMBERED: "secret"}, tuple(env))
+        _, found = echoed(bench, jobs, (), {**env, _REMEMBERED: "secret"}, tuple(env))
         assert found == env, f"environment-arrives-unchanged: {env} arrived as {found}"
-        _, leaked = _echoed(bench, jobs, (), {}, (_REMEMBERED,))
+        _, leaked = echoed(bench, jobs, (), {}, (_REMEMBERED,))
         assert leaked == {_REMEMBERED: None}, "environment-arrives-unchanged: a job has a variable that another was given"
 
     @clause("times-are-consistent")
@@ -377,54 +316,3 @@ class TrainDriverConformance(DriverConformance):
                 ("close", driver.close),
             ]
         )
-
-
-class _Reader:
-    """Follows a job in a thread, because the test has to let time pass meanwhile."""
-
-    def __init__(self, driver: Any, job_id: JobId) -> None:
-        self.lines: list[str] = []
-        self.error: Exception | None = None
-        self._thread = threading.Thread(target=self._read, args=(driver, job_id), daemon=True)
-        self._thread.start()
-
-    def _read(self, driver: Any, job_id: JobId) -> None:
-        try:
-            self.lines.extend(line.text for line in driver.logs(job_id, follow=True))
-        except Exception as error:  # noqa: BLE001  it is raised in the test's own thread
-            self.error = error
-
-    def is_done(self) -> bool:
-        """Whether it has ended; gives the thread a moment, since a simulated clock runs ahead of it."""
-        self._thread.join(0.002)
-        if self.error is not None:
-            raise self.error
-        return not self._thread.is_alive()
-
-
-def _followed(bench: Bench, driver: Any, job_id: JobId) -> list[str]:
-    reader = _Reader(driver, job_id)
-    bench.until(reader.is_done, "follow-ends-with-the-job: the end of logs(follow=True)")
-    return reader.lines
-
-
-def _same_lines(clause_name: str, found: Sequence[str], wanted: Sequence[str]) -> None:
-    """Compare lines; what a place adds of its own before and after them does not matter."""
-    kept = [line for line in found if line in set(wanted)]
-    assert kept == list(wanted), f"{clause_name}: {len(wanted)} lines were written, {len(kept)} of them were read" + (
-        "" if len(kept) != len(wanted) else ", in another order"
-    )
-
-
-def _echoed(
-    bench: Bench, jobs: Jobs, words: Sequence[str], env: dict[str, str], ask: Sequence[str]
-) -> tuple[list[str], dict[str, str | None]]:
-    """Run a job that writes what it was given, and return that."""
-    job = bench.echoing_job(bench.name("echo"), words, env, ask)
-    if job is None:
-        pytest.skip("the driver starts no process: there are no arguments that could arrive")
-    job_id = jobs.ended(job)
-    lines = [line for line in jobs.lines(job_id) if line.startswith("[")]
-    assert lines, f"the job that writes what it was given wrote {jobs.lines(job_id)}"
-    found_words, found_env = json.loads(lines[-1])
-    return found_words, found_env

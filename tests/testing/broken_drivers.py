@@ -263,6 +263,14 @@ class LeaksWhileReading(MemoryDriver):
 # ── serving ──
 
 
+class AppliesUnderAnotherName(MemoryDriver):
+    """apply-gives-no-traffic: the place has names of its own."""
+
+    def apply(self, name, revision, *, key):
+        super().apply(name, revision, key=key)
+        return RevisionId(key)
+
+
 class AppliesAnew(MemoryDriver):
     """apply-is-idempotent: it replaces the revision each time."""
 
@@ -317,6 +325,24 @@ class RoutesOneByOne(MemoryDriver):
                 self.check_ready(name, revision, share)
                 self.world.traffic.setdefault(name, {})[revision] = share
             self.world.traffic[name] = {revision: share for revision, share in traffic.items() if share}
+
+
+class ForgetsTheAddress(MemoryDriver):
+    """deployments-are-found-again: the address is told once, to whoever starts it."""
+
+    def apply(self, name, revision, *, key):
+        self.__dict__.setdefault("mine", set()).add(name)
+        return super().apply(name, revision, key=key)
+
+    def inspect(self, name):
+        status = super().inspect(name)
+        return status if name in self.__dict__.get("mine", ()) else replace(status, url="")
+
+
+class SplitsUnclaimed(MemoryDriver):
+    """split-is-refused-without-routing: it claims no routing and takes any table."""
+
+    capabilities = replace(MemoryDriver.capabilities, routing="no")
 
 
 class RetiresTraffic(MemoryDriver):
