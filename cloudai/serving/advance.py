@@ -7,8 +7,9 @@ from typing import Any
 
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import DeploymentStatus, Needs, Offer, Revision, RevisionId
-from cloudai.errors import CloudAIError, PlacementError
+from cloudai.errors import CloudAIError, DriverError, NotReadyError, PlacementError
 from cloudai.planning.plan import place
+from cloudai.planning.silence import Silence, asks_again
 from cloudai.planning.spending import price_of
 from cloudai.serving.rollout import Rollout
 from cloudai.specs.serving import DeploySpec
@@ -20,8 +21,11 @@ _MOST_CRASHES = 5
 """A revision that ended this often without ever being ready is not started again."""
 
 
-_MOST_ERRORS = 10
-"""So many looks in a row that end in an error make a deployment "failing"."""
+_PATIENCE = 2.0
+"""Seconds for which an error may come again and again before a deployment is "failing"."""
+
+_DRIVER_PATIENCE = 60.0
+"""The same, where it is the driver that does not answer."""
 
 
 def needs_of(spec: DeploySpec) -> Needs:
@@ -31,13 +35,19 @@ def needs_of(spec: DeploySpec) -> Needs:
 
 
 def due(ledger: Ledger, record: Record) -> float | None:
-    """Return when time alone makes `advance` act, in unix time: the end of the lease."""
+    """Return when time alone makes `advance` act, in unix time: the next try after an error, or the end of the lease."""
+    again = asks_again(record.status)
+    if again is not None:
+        return again
     left = ledger.lease_left("deployment", record.name)
     return None if left is None else ledger.clock.now() + left
 
 
 def advance(ledger: Ledger, record: Record) -> None:
     """Take a deployment one step further."""
+    again = asks_again(record.status)
+    if again is not None and ledger.clock.now() < again and not record.desired.get("delete"):
+        return
     deployment = _Advance(ledger, record)
     try:
         deployment.step()
@@ -69,9 +79,17 @@ class _Advance:
 
     def failed(self, error: CloudAIError) -> None:
         """Note an error; what was a moment's weakness is over at the next look."""
-        count = self.record.status.get("errors", 0) + 1
-        phase = "failing" if count >= _MOST_ERRORS else "starting" if self.record.phase == "queued" else self.record.phase
-        self._observe(phase, {"reason": error.what, "fix": error.fix, "errors": count})
+        now = self.ledger.clock.now()
+        key = "waiting" if isinstance(error, NotReadyError) else "silence"
+        silence = Silence.after(self.record.status.get(key), now)
+        patience = _DRIVER_PATIENCE if isinstance(error, DriverError) else _PATIENCE
+        phase = "starting" if self.record.phase == "queued" else self.record.phase
+        if key == "waiting":  # no place is free: to wait is no failure
+            phase = self.record.phase
+        elif silence.lasts(now) >= patience:
+            phase = "failing"
+        heard = {"wish": self.record.desired.get("wish")} if phase == "failing" else {}
+        self._observe(phase, {"reason": error.what, "fix": error.fix, key: silence.to_json(), **heard})
 
     def _place(self) -> None:
         recorded = self.record.desired.get("offer")
@@ -82,7 +100,9 @@ class _Advance:
             return
         self.ledger.renew_lease("deployment", self.spec.name, self.spec.lease)
         started = self.ledger.clock.now()
-        self._observe("starting", {"price": price_of(offer).to_json(), "place": offer.place, "started": started})
+        self._observe(
+            "starting", {"price": price_of(offer).to_json(), "place": offer.place, "started": started, "waiting": None}
+        )
 
     def _models(self) -> Mapping[str, Mapping[str, str]] | None:
         """Return the model of each revision; None while one still has to come out of its run."""
@@ -155,7 +175,7 @@ class _Advance:
         reason = f"{broken[0]['id']} does not start: {broken[0]['reason']}" if broken else ""
         processes = {"url": found.url, "revisions": rows, "router": list(found.pids)}
         wish = self.record.desired.get("wish")
-        status = {**processes, "reason": reason, "crashes": dict(crashes), "errors": 0, "wish": wish}
+        status = {**processes, "reason": reason, "crashes": dict(crashes), "silence": None, "wish": wish}
         if phase != self.record.phase or any(self.record.status.get(key) != value for key, value in status.items()):
             self._observe(phase, {**status, **self._bill(found)})
 

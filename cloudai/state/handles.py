@@ -89,7 +89,8 @@ class Handle(Shown):
     def _hold(self) -> None:
         """Renew the lease and the sign that this process holds the object."""
         now = self._ledger.clock.now()
-        if self.ended or abs(now - self._renewed_at) < _RENEW:
+        pause = _RENEW if self.lease_seconds is None else min(_RENEW, self.lease_seconds / 3)
+        if self.ended or abs(now - self._renewed_at) < pause:
             return
         self._renewed_at = now
         if self.lease_seconds is not None:

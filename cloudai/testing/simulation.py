@@ -218,12 +218,12 @@ class Simulation:
         with self._lock:
             if self._settle():
                 return
-            at = self._next()
-            if at is None:
-                raise NotReadyError(
-                    "nothing more will happen in this simulation", fix="look at cloudai.ps() for what is waited for"
-                )
-            self.advance(max(seconds, at - self.clock.now()))
+            in_vain, at = self._waits_in_vain(), self._next()
+            if at is not None:
+                self.advance(max(seconds, at - self.clock.now()))
+            if at is None or (in_vain and self._waits_in_vain()):  # also after it has asked once more
+                fix = "look at cloudai.ps() for what is waited for"
+                raise NotReadyError("nothing more will happen in this simulation", fix=fix)
 
     def _next(self) -> float | None:
         """Return when the cloud or the core will do something next, in unix time."""
@@ -233,6 +233,11 @@ class Simulation:
         if self._cloud.timeline.next is not None:
             moments.append(self._cloud.timeline.next)
         return min(moments, default=None)
+
+    def _waits_in_vain(self) -> bool:
+        """Whether all that is alive waits for a place, and nothing is planned that could free one."""
+        records = self._running().records(alive=True)
+        return self._cloud.timeline.next is None and all(record.status.get("waiting") for record in records)
 
     def _settle(self) -> bool:
         """Let cloud and core act until nothing changes any more at this moment; returns whether anything did."""

@@ -14,6 +14,7 @@ from cloudai.drivers import registry
 from cloudai.drivers.protocols import Job, JobId, JobStatus, Needs, Offer, TrainDriver
 from cloudai.errors import CloudAIError, DriverError, NotFoundError, NotReadyError, PlacementError
 from cloudai.planning.plan import place
+from cloudai.planning.silence import Silence, asks_again
 from cloudai.planning.spending import price_of
 from cloudai.specs.training import TrainSpec
 from cloudai.state.ledger import Ledger, Record
@@ -28,8 +29,6 @@ _MOST_REFUSALS = 10
 _PATIENCE = 900.0
 """Seconds that a driver may fail to answer before a run that never started is given up. A run that did start goes on."""
 
-_LONGEST_PAUSE = 60.0  # seconds between two tries to reach a driver that does not answer
-
 
 def needs_of(spec: TrainSpec) -> Needs:
     """Return what a run needs of a place, in a driver's words."""
@@ -39,17 +38,17 @@ def needs_of(spec: TrainSpec) -> Needs:
 
 def due(ledger: Ledger, record: Record) -> float | None:
     """Return when time alone makes `advance` act, in unix time; None where only news from the driver or the user do."""
-    unreachable = record.status.get("unreachable")
-    if unreachable:
-        return float(unreachable["again"])
+    again = asks_again(record.status)
+    if again is not None:
+        return again
     left = ledger.lease_left("run", record.name)
     return None if left is None else ledger.clock.now() + left
 
 
 def advance(ledger: Ledger, record: Record) -> None:
     """Take a run one step further."""
-    unreachable = record.status.get("unreachable")
-    if unreachable and ledger.clock.now() < unreachable["again"] and not record.desired.get("cancel"):
+    again = asks_again(record.status)
+    if again is not None and ledger.clock.now() < again and not record.desired.get("cancel"):
         return
     run = _Advance(ledger, record)
     try:
@@ -117,7 +116,8 @@ class _Advance:
         price = price_of(offer).to_json()
         self.attempts.append({"job": f"{self.spec.name}.{number}", "number": number, "offer": asdict(offer), "price": price})
         phase = "starting" if number == 1 else "recovering"
-        self._observe(phase, {"price": price, "place": offer.place, "reason": self.record.status.get("lost", "")}, "")
+        reason = self.record.status.get("lost", "")
+        self._observe(phase, {"price": price, "place": offer.place, "reason": reason, "fix": "", "waiting": None}, "")
         self._submit()
 
     def _submit(self) -> None:
@@ -197,27 +197,27 @@ class _Advance:
 
     def wait(self, error: NotReadyError) -> None:
         """Note why no place can be had now; the next look asks again."""
-        if self.record.status.get("reason") != error.what:
-            self._observe(self.record.phase, {"reason": error.what, "fix": error.fix}, f"waiting: {error.what}")
+        waiting = Silence.after(self.record.status.get("waiting"), self.ledger.clock.now()).to_json()
+        news = self.record.status.get("reason") != error.what
+        change = {"reason": error.what, "fix": error.fix, "waiting": waiting}
+        self._observe(self.record.phase, change, f"waiting: {error.what}" if news else "")
 
     def reached(self) -> None:
         """Note that the driver answers again."""
-        if self.record.status.get("unreachable"):
+        if self.record.status.get("silence"):
             record = self.ledger.get("run", self.spec.name)
-            self.ledger.observe("run", self.spec.name, record.phase, {"unreachable": None}, event="the driver answers again")
+            self.ledger.observe("run", self.spec.name, record.phase, {"silence": None}, event="the driver answers again")
 
     def not_reached(self, error: DriverError) -> None:
         """Note that the driver failed, and when to ask again; only a run that never started is given up for it."""
         now = self.ledger.clock.now()
-        before = self.record.status.get("unreachable") or {"since": now, "count": 0}
-        if now - before["since"] > _PATIENCE and not self.started:
+        silence = Silence.after(self.record.status.get("silence"), now)
+        if silence.lasts(now) > _PATIENCE and not self.started:
             self.end("rejected", reason=error.what, fix=error.fix)
             return
-        pause = min(_LONGEST_PAUSE, 0.25 * 2 ** min(before["count"], 10))
-        unreachable = {"since": before["since"], "count": before["count"] + 1, "again": now + pause, "what": error.what}
-        event = f"{error.what}; asking again" if not before["count"] else ""
+        event = f"{error.what}; asking again" if silence.count == 1 else ""
         phase = "starting" if self.record.phase == "queued" else self.record.phase
-        self.ledger.observe("run", self.spec.name, phase, {"unreachable": unreachable}, event=event)
+        self.ledger.observe("run", self.spec.name, phase, {"silence": silence.to_json()}, event=event)
 
     def end(self, phase: str, **status: Any) -> None:
         """End the run in a phase, with its reason and fix."""

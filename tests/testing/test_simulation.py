@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from cloudai.drivers.simulated.world import Crash, LostAnswer, Machine, Outage, 
 from cloudai.testing.simulation import Simulation
 
 DATA = (np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 2)
+START = datetime(2026, 1, 1, tzinfo=UTC)
 CHEAP = Zone.of(name="cheap", price=2.0, spot=0.5)
 DEAR = Zone.of(name="dear", price=3.0, spot=0.9)
 
@@ -158,3 +161,41 @@ def test_an_error_in_the_users_code_is_told_with_its_frames():
         with pytest.raises(errors.RunFailedError, match="my own mistake") as caught:
             run.wait(progress=False)
         assert "raise ValueError" in caught.value.frames
+
+
+def test_a_deployment_outlives_an_outage_and_waits_for_a_machine():
+    world = World(
+        zones=[Zone(name="only", price=1.0, quota=1)],
+        outages=[Outage(start="3h", end="4h", act="inspect")],
+        lost_answers=[LostAnswer(act="apply"), LostAnswer(act="route"), LostAnswer(act="delete")],
+    )
+    with Simulation(world) as simulation:
+        run = train("first").wait(progress=False)
+        other = train("other")
+        simulation.advance("5m")
+        deployment = cloudai.deploy(run, on="simulated", lease=None)
+        simulation.advance("1m")
+        assert deployment.phase == "queued"
+        assert "the quota of 1 machines leaves 0" in str(deployment)
+        other.wait(progress=False)
+        deployment.wait(3600)
+        for hours, phase in ((2.9, "ready"), (3.1, "failing"), (4.1, "ready")):  # it was there all the time
+            simulation.advance(hours * 3600 - (simulation.now - START).total_seconds())
+            assert deployment.phase == phase
+            assert ("does not answer" in str(deployment)) == (phase == "failing")
+        deployment.delete()
+        simulation.advance("10m")
+        assert deployment.phase == "deleted"
+        assert deployment.cost.amount == pytest.approx(simulation.bill.total - run.cost.amount - other.cost.amount)
+
+
+def test_the_same_world_gives_the_same_story():
+    def once():
+        world = World(zones=[CHEAP, DEAR], preemptions=[Preemption(at="33m")], lost_answers=[LostAnswer(act="status", nth=3)])
+        with Simulation(world) as simulation:
+            torch.manual_seed(0)
+            run = train(spot_policy="spot").wait(progress=False)
+            events = [(event.at, event.what) for event in cloudai.costs()._ledger.events("run", run.name)]
+            return events, simulation.bill.lines, run.model.predict(DATA[0]).tobytes()
+
+    assert once() == once()

@@ -69,7 +69,8 @@ class SimulatedCloud:
         self.answer = answer
         self._calls: Counter[str] = Counter()
         for outage in world.outages:
-            self.timeline.plan(outage.end, lambda: None)  # a moment at which there is news
+            for moment in (outage.start, outage.end):  # there is news then for whoever looks
+                self.timeline.plan(moment, lambda: None)
 
     def call(self, act: Act, do: Callable[[], T]) -> T:
         """Carry out a call, unless the cloud is out; its answer may get lost."""

@@ -67,8 +67,8 @@ class Jobs:
             timeline.plan(preemption.at, partial(self._preempt, preemption.zone))
         for zone in machines.world.zones:
             for at, price in zone.spot:
-                if price is None:
-                    timeline.plan(at, partial(self._preempt, zone.name))
+                # where there is a price again, that is news for those who wait
+                timeline.plan(at, partial(self._preempt, zone.name) if price is None else lambda: None)
 
     def submit(self, job: Job, offer: Offer, key: str) -> JobId:
         """Take the machines of an offer; `PlacementError` where they cannot be had any more."""
