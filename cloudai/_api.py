@@ -395,12 +395,7 @@ def _revision(model: Model | Run) -> tuple[str, Mapping[str, str]]:
 
 def _offers(needs: Needs, on: str) -> list[Offer]:
     """Return the offers of all drivers, the asked-for one first, and published prices for comparison."""
-    found: list[Offer] = []
-    for name in sorted(registry.names(), key=lambda name: name != on):
-        driver = registry.get(name)
-        offers = list(driver.offers(needs)) if driver.capabilities.train else []
-        found += offers
-    return found + catalog.reference_offers(needs)
+    return registry.offers(needs, first=on) + catalog.reference_offers(needs)
 
 
 def _ledgered(ledger: Ledger, record: Record) -> Ledgered:

@@ -96,7 +96,7 @@ def _doctor(args: argparse.Namespace) -> None:
         (package, "yes" if find_spec(package) else f'no: pip install "cloudai[{extra}]"') for package, extra in _EXTRAS.items()
     ]
     _say(Table(("package", "installed"), rows).text())
-    problems = [(name, p.what, p.fix) for name in registry.names() for p in registry.get(name).check()]
+    problems = [(name, problem.what, problem.fix) for name, problem in registry.problems()]
     drivers = ", ".join(registry.names())
     _say(f"drivers: {drivers}")
     _say(Table(("driver", "problem", "fix"), problems).text() if problems else "no driver has a problem")

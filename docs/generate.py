@@ -10,6 +10,7 @@ import argparse
 import ast
 import importlib
 import inspect
+import os
 import re
 import sys
 import textwrap
@@ -21,7 +22,12 @@ from typing import Any
 DOCS = Path(__file__).parent
 PACKAGE = DOCS.parent / "cloudai"
 
-_PART = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+POCKET = DOCS.parent / "tests" / "third_party" / "cloudai-pocket"
+"""The package that docs/how-to/write-a-driver.md shows."""
+
+_PART = re.compile(
+    r"(<!-- generated: (?P<name>[\w-]+)(?: (?P<file>[\w./-]+)(?:#(?P<section>\w+))?)? -->\n).*?(<!-- end -->)", re.DOTALL
+)
 
 RETURNED = {
     "RunStatus": "cloudai.training.run",
@@ -63,12 +69,17 @@ OPTIONS = {
 
 def pages() -> list[Path]:
     """Return the pages that have generated parts."""
-    return [page for page in sorted(DOCS.rglob("*.md")) if "<!-- generated:" in page.read_text(encoding="utf-8")]
+    every = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
+    return [page for page in every if "<!-- generated:" in page.read_text(encoding="utf-8")]
 
 
 def rendered(text: str) -> str:
     """Return a page with its generated parts written anew."""
-    return _PART.sub(lambda part: f"{part[1]}\n{PARTS[part['name']]()}\n\n{part[3]}", text)
+    return _PART.sub(lambda part: f"{part[1]}\n{_part(part)}\n\n<!-- end -->", text)
+
+
+def _part(part: re.Match[str]) -> str:
+    return _source(part["file"], part["section"] or "") if part["name"] == "source" else PARTS[part["name"]]()
 
 
 def main() -> None:
@@ -359,6 +370,83 @@ def _arguments(parser: argparse.ArgumentParser) -> str:
     return "; ".join(f"`{' '.join(option.option_strings)}` {option.help}" for option in options)
 
 
+# ── how-to/write-a-driver.md ──
+
+
+def _source(file: str, section: str) -> str:
+    """Return a file of the pocket package, or what is between two of its headings ``# ── section …``, as a block."""
+    text = (POCKET / file).read_text(encoding="utf-8")
+    parts = dict(re.findall(r"(?:^ *# ── (\w+).*\n)?((?:^(?! *# ── ).*\n)+)", text, re.MULTILINE))
+    kind = {".py": "py", ".toml": "toml"}[Path(file).suffix]
+    return f"```{kind}\n{(parts[section if section != 'head' else ''] if section else text).strip(chr(10))}\n```"
+
+
+# ── drivers ──
+
+
+def drivers() -> str:
+    """Tabulate what each built-in driver can do, with the gaps that its tests declare."""
+    from cloudai.drivers import registry
+
+    columns = (
+        "driver",
+        "trains",
+        "serves",
+        "telemetry",
+        "GPU",
+        "spot",
+        "workers of a run",
+        "splits traffic",
+        "to zero",
+        "gaps",
+    )
+    return _table(columns, [_driver(name) for name in sorted(registry._BUILT_IN)])  # noqa: SLF001
+
+
+def _driver(name: str) -> tuple[str, ...]:
+    from cloudai.drivers import registry
+
+    factory = registry._load(registry._BUILT_IN[name])  # noqa: SLF001
+    can = getattr(factory, "capabilities", None) or factory().capabilities
+    workers = "as many as there are cores" if can.here and can.max_workers == (os.cpu_count() or 1) else str(can.max_workers)
+    routing = {"no": "no", "weights": "by weights", "device": "by device"}[can.routing]
+    marks = ["yes" if able else "no" for able in (can.train, can.serve, can.telemetry, can.gpu, can.spot)]
+    gaps = [f"{clause} ({gap.kind}): {gap.reason}" for clause, gap in _gaps(name).items()]
+    return (f"`{name}`", *marks, workers, routing, "yes" if can.scale_to_zero else "no", "; ".join(gaps) or "none")
+
+
+def _gaps(name: str) -> dict[str, Any]:
+    """Return the gaps that the conformance tests of a built-in driver declare."""
+    from cloudai.testing.clauses import Conformance
+
+    if not (DOCS.parent / "tests" / "drivers" / f"test_{name}_conformance.py").exists():
+        return {}
+    tests = importlib.import_module(f"tests.drivers.test_{name}_conformance")
+    suites = [kind for _, kind in inspect.getmembers(tests, inspect.isclass) if issubclass(kind, Conformance)]
+    return {clause: gap for suite in suites for clause, gap in suite.gaps.items()}
+
+
+def clauses() -> str:
+    """List the clauses of the contract, by suite, with what each test of theirs says."""
+    from cloudai import testing
+    from cloudai.testing.clauses import clauses_of
+
+    shared: dict[str, str] = {}
+    parts = []
+    for suite in (testing.TrainDriverConformance, testing.ServeDriverConformance, testing.TelemetryDriverConformance):
+        rows = [
+            (f"`{name}`", " ".join(_says(suite, test) for test in tests)) for name, tests in sorted(clauses_of(suite).items())
+        ]
+        rows = [row for row in rows if shared.get(row[0]) != row[1]]
+        shared.update(rows)
+        parts.append(f"### {suite.__name__}\n\n{_table(('clause', 'what it asks for'), rows)}")
+    return "\n\n".join(parts)
+
+
+def _says(suite: type, test: str) -> str:
+    return _first_line(getattr(suite, test).__doc__)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "api": api,
     "error-tree": error_tree,
@@ -367,6 +455,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "settings": setting_table,
     "commands": commands,
+    "drivers": drivers,
+    "clauses": clauses,
 }
 
 if __name__ == "__main__":

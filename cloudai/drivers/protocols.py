@@ -1,6 +1,9 @@
 """What a driver must do. Plain values only: a driver needs nothing of cloudai but this module.
 
-A driver built in a new process finds what an old one started: it keeps its state where the work is, not in memory.
+A driver built in a new process finds what an old one started: it keeps its state where the work is, not in memory. It is
+used from several threads at once. What goes wrong is an error of `cloudai.errors` with its fix.
+
+The suites of `cloudai.testing` test each clause of what is said here.
 """
 
 from __future__ import annotations
@@ -203,7 +206,10 @@ class Driver(Protocol):
         ...
 
     def offers(self, needs: Needs) -> Iterable[Offer]:
-        """Say where the work could run, and where not and why."""
+        """Say where the work could run, and where not and why; nothing is started for it.
+
+        What no place can carry is offered with `available=False` and the reason.
+        """
         ...
 
     def close(self) -> None:
@@ -218,16 +224,28 @@ class TrainDriver(Driver, Protocol):
     def submit(self, job: Job, offer: Offer, *, key: str) -> JobId:
         """Start the job; called again with the same key it starts nothing and returns the same id.
 
+        That holds in another process, in several at once, and after the job has ended. Arguments and environment arrive as
+        they are, and no other job gets them. A key is a name of up to 63 lower-case letters, digits and dashes, and often
+        the number of an attempt after a dot.
+
         `PlacementError` where the offer cannot be had any more; then nothing was started.
         """
         ...
 
     def status(self, job_id: JobId) -> JobStatus:
-        """Say what is known of the job; `NotFoundError` where it was never submitted here."""
+        """Say what is known of the job; `NotFoundError` where it was never submitted here.
+
+        The phase goes from "starting" over "running" to one end, which never changes again: "succeeded" with exit code 0
+        and only then, "cancelled" after `cancel`, "failed" with the exit code, "preempted" where the place took the machine
+        away, "lost" where nobody knows. What did not succeed has a reason in words.
+        """
         ...
 
     def logs(self, job_id: JobId, *, follow: bool = False) -> Iterator[LogLine]:
-        """Read the lines that the job wrote; with `follow` until it ends. `NotFoundError` where there is no such job."""
+        """Read the lines that the job wrote, all and in order; with `follow` until it ends.
+
+        `NotFoundError` where there is no such job.
+        """
         ...
 
     def cancel(self, job_id: JobId) -> None:
@@ -240,11 +258,14 @@ class ServeDriver(Driver, Protocol):
     """A driver that keeps revisions of a deployment up and splits the traffic between them."""
 
     def apply(self, name: str, revision: Revision, *, key: str) -> RevisionId:
-        """Bring a revision up, without traffic; called again with the same key it changes nothing."""
+        """Bring a revision up, without traffic; called again with the same key it changes nothing.
+
+        Only a revision that has died is brought up again. One that is not ready says why as its `reason`.
+        """
         ...
 
     def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
-        """Split the traffic, all at once.
+        """Split the traffic, all at once, without losing a request.
 
         `SpecError` where the percentages do not sum to 100, `DriverError` where a revision with a share is not up; then
         the traffic stays as it was.
@@ -254,16 +275,19 @@ class ServeDriver(Driver, Protocol):
     def retire(self, name: str, revision: RevisionId) -> None:
         """Let a revision without traffic finish what it is answering, and end it; repeatable.
 
-        `SpecError` where it still has traffic.
+        `SpecError` where it still has traffic; nothing happens where it never was.
         """
         ...
 
     def inspect(self, name: str) -> DeploymentStatus:
-        """Say what is there now; of an unknown deployment that nothing is: no url, no revisions."""
+        """Say what is there now; of an unknown deployment that nothing is: no url, no revisions.
+
+        It is ready when all revisions that have traffic are, and one has.
+        """
         ...
 
     def delete(self, name: str) -> None:
-        """End the deployment and all its revisions; repeatable."""
+        """End the deployment and all its revisions; repeatable. Of its name, a new one begins with nothing."""
         ...
 
 
@@ -272,9 +296,13 @@ class TelemetryDriver(Driver, Protocol):
     """A driver that can say how a deployment fares."""
 
     def metrics(self, name: str, *, since: datetime) -> Iterable[Metric]:
-        """Read the metrics of a deployment."""
+        """Read the latest values that were measured after `since`; none of an unknown deployment."""
         ...
 
     def samples(self, name: str, *, since: datetime, limit: int) -> Iterable[Sample]:
-        """Read at most `limit` rows that were answered after `since`."""
+        """Read the oldest `limit` rows that were answered after `since`; none of an unknown deployment.
+
+        To read on, give the largest time that came as the next `since`: rows of the same instant are not parted, so that
+        there may be a few more than `limit`.
+        """
         ...

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-__all__ = ["Answer", "Arrays", "SampleBlock", "encode", "read_samples"]
+__all__ = ["Answer", "Arrays", "SampleBlock", "encode", "read_all_samples", "read_samples"]
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -104,13 +104,23 @@ def read_samples(folder: Path, since: float, limit: int) -> list[SampleBlock]:
     limit : int
         The most rows; rows of the same instant are not parted, so that there may be a few more.
     """
+    return [block for _, block in read_all_samples({"": folder}, since, limit)]
+
+
+def read_all_samples(folders: Mapping[str, Path], since: float, limit: int) -> list[tuple[str, SampleBlock]]:
+    """Read as `read_samples` from several servers' folders: the oldest rows of all of them, each with its server's key."""
     if limit <= 0:
         return []
-    blocks = [block for path in sorted(folder.glob("*.safetensors")) for block in _read_file(path, since)]
-    times = np.sort(np.concatenate([block.times for block in blocks])) if blocks else np.zeros(0)
+    found = [
+        (key, block)
+        for key, folder in folders.items()
+        for path in sorted(folder.glob("*.safetensors"))
+        for block in _read_file(path, since)
+    ]
+    times = np.sort(np.concatenate([block.times for _, block in found])) if found else np.zeros(0)
     until = times[limit - 1] if len(times) > limit else np.inf
-    chosen = (_select(block, block.times <= until) for block in blocks)
-    return [block for block in chosen if len(block.times)]
+    chosen = ((key, _select(block, block.times <= until)) for key, block in found)
+    return [(key, block) for key, block in chosen if len(block.times)]
 
 
 def _read_file(path: Path, since: float) -> Iterable[SampleBlock]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, NoReturn, TypeVar
@@ -166,6 +167,8 @@ class Plan(Shown, Generic[T]):
         return f"{low} to {high}, at {self._price(self.offer)} per hour; leaves out electricity, network and storage"
 
     def _price(self, offer: Offer) -> str:
+        if math.isnan(offer.price_per_hour):
+            return "unknown"
         return money(offer.price_per_hour, offer.currency) + (" spot" if offer.spot else "")
 
 

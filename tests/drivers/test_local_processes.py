@@ -95,6 +95,13 @@ def test_stop_gives_time_to_end_well(processes):
     assert ended(processes, "one").exit_code == 42
 
 
+def test_a_process_that_has_only_just_started_hears_that_it_should_end(processes):
+    for number in range(12):
+        processes.start(f"p{number}", ["-c", "import time; time.sleep(60)"], {})
+        processes.stop(f"p{number}", grace=30)
+        assert processes.look(f"p{number}").exit_code == 128 + signal.SIGTERM
+
+
 def test_stop_ends_what_does_not_listen_and_its_children(processes):
     child = "import time; time.sleep(60)"
     code = (

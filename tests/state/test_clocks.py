@@ -8,7 +8,7 @@ import pytest
 
 import cloudai
 from cloudai.errors import LedgerError
-from cloudai.planning.spending import spending
+from cloudai.planning.spending import Span, spending
 from cloudai.state import lease
 from cloudai.state.handles import Handle
 from cloudai.state.ledger import Ledger, use_ledger
@@ -122,7 +122,7 @@ def test_a_handle_of_an_ended_object_sees_the_one_in_its_place(ledger, clock):
 
 def test_nothing_costs_less_than_nothing():
     price = {"per_hour": 3.0, "currency": "USD", "source": "here"}
-    assert spending([(100.0, None), (100.0, 50.0)], price, now=10.0).amount == 0
+    assert spending([Span(100.0, None, price), Span(100.0, 50.0, price)], now=10.0).amount == 0
     assert spending([(10.0, None), (100.0, 50.0)], price, now=3610.0).amount == 3.0
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from cloudai.drivers.local.processes import Processes
 from cloudai.drivers.protocols import DeploymentStatus, Metric, Percent, Revision, RevisionId, RevisionStatus, Sample
-from cloudai.drivers.samples import read_samples
+from cloudai.drivers.samples import read_all_samples
 from cloudai.errors import DriverError, SpecError
 from cloudai.files import replace_file
 
@@ -94,7 +94,7 @@ class Deployments:
         # a restarted revision listens on another port: until it is routed to again, it has no traffic
         routed = port is not None and routes.get("backends", {}).get(key, {}).get("port") == port
         traffic = int(routes.get("traffic", {}).get(key, 0)) if routed else 0
-        reason = "" if alive or process is None else self._last_words(name, key)
+        reason = "" if ready else "not ready yet" if alive else self._last_words(name, key)
         pids = (process.pid,) if alive and process is not None and process.pid else ()
         return RevisionStatus(RevisionId(key), ready, int(alive), traffic, reason, pids)
 
@@ -134,11 +134,10 @@ class Deployments:
         """Read the kept rows of each revision, after asking the live ones to write theirs down."""
         for _, port in self._live_ports(name):
             _get(port, "/internal/flush", method="POST")
-        left = limit
-        for key in self._revisions(name).keys():
-            for block in read_samples(self._revisions(name).folder(key) / "samples", since=since, limit=left):
-                left -= len(block.ids)
-                yield Sample(key, block.times, tuple(block.ids), block.inputs, block.outputs)
+        revisions = self._revisions(name)
+        folders = {key: revisions.folder(key) / "samples" for key in revisions.keys()}
+        for key, block in read_all_samples(folders, since=since, limit=limit):
+            yield Sample(key, block.times, tuple(block.ids), block.inputs, block.outputs)
 
     def _live_ports(self, name: str) -> Iterator[tuple[str, int]]:
         for key in self._revisions(name).keys():

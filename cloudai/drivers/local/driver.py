@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import signal
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime
 from pathlib import Path
@@ -31,7 +32,7 @@ from cloudai.drivers.protocols import (
     RevisionId,
     Sample,
 )
-from cloudai.errors import NotFoundError
+from cloudai.errors import NotFoundError, PlacementError
 
 __all__ = ["LocalDriver"]
 
@@ -89,15 +90,15 @@ class LocalDriver:
 
     def submit(self, job: Job, offer: Offer, *, key: str) -> JobId:
         """Start the job as a process."""
+        if not offer.available and self._jobs.look(key) is None:
+            raise PlacementError(f"{offer.place!r} cannot be had: {offer.why_not}", fix="ask for offers again")
         env = {**job.env, "CLOUDAI_SCRATCH": str(self._jobs.folder(key))}
         self._jobs.start(key, job.argv, env, cwd=job.folder if Path(job.folder).is_dir() else "")
         return JobId(key)
 
     def status(self, job_id: JobId) -> JobStatus:
         """Look at the process."""
-        process = self._jobs.look(job_id)
-        if process is None:
-            raise NotFoundError(f"there is no job {job_id!r} on this machine", fix="look at cloudai.ps()")
+        process = self._found(job_id)
         cancelled = (self._jobs.folder(job_id) / "cancelled").exists()
         phase, reason = _ending(process, cancelled=cancelled)
         pid = process.pid if process.alive else None
@@ -105,8 +106,15 @@ class LocalDriver:
 
     def logs(self, job_id: JobId, *, follow: bool = False) -> Iterator[LogLine]:
         """Read what the process wrote."""
+        self._found(job_id)
         for text in self._jobs.log_lines(job_id, follow=follow):
             yield LogLine(text)
+
+    def _found(self, job_id: JobId) -> Process:
+        process = self._jobs.look(job_id)
+        if process is None:
+            raise NotFoundError(f"there is no job {job_id!r} on this machine", fix="look at cloudai.ps()")
+        return process
 
     def cancel(self, job_id: JobId) -> None:
         """End the process and all that it started."""
@@ -137,7 +145,7 @@ class LocalDriver:
 
     def metrics(self, name: str, *, since: datetime) -> Iterable[Metric]:
         """Read ``/metrics`` of each ready revision; counters run since the revision's start."""
-        return self._deployments.metrics(name)
+        return self._deployments.metrics(name) if since.timestamp() <= time.time() else ()
 
     def samples(self, name: str, *, since: datetime, limit: int) -> Iterable[Sample]:
         """Read the rows that the servers have kept."""

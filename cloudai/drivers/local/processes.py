@@ -33,11 +33,13 @@ trap : TERM INT HUP
 echo $$ >keeper
 "$@" >>log 2>&1 </dev/null 3>&- &
 child=$!
-echo $child >pid.tmp && mv pid.tmp pid
 wait $child; code=$?
 while kill -0 $child 2>/dev/null; do wait $child; code=$?; done
 echo $code >exit.tmp && mv exit.tmp exit
 """
+# The process says its number itself, before it becomes the worker: until then it is a copy of the shell, and the trap above
+# would swallow a SIGTERM that is meant for it.
+_START = 'echo $$ >pid.tmp && mv pid.tmp pid && cd {folder} && exec "$@"'
 _START_TIMEOUT = 10.0
 
 
@@ -83,7 +85,7 @@ class Processes:
                 self._clear_ended(key)
             if (folder / "started").exists():
                 return
-            start = f'cd {shlex.quote(cwd or str(folder))} && exec "$@"'
+            start = _START.format(folder=shlex.quote(cwd or str(folder)))
             command = ["/bin/sh", "-c", _SHELL, "cloudai", "/bin/sh", "-c", start, "cloudai", sys.executable, *argv]
             (folder / "command.json").write_text(json.dumps(list(argv)))
             with (folder / "log").open("ab") as log:

@@ -193,7 +193,7 @@ class Deployments:
     def samples(self, name: str, since: float, limit: int, answer: Callable[[Revision], Answer]) -> Iterable[Sample]:
         """Give the rows that were answered after `since`, in seconds after the simulation's start."""
         up = {key: revision for key, revision in self._deployments.get(name, {}).items() if revision.share}
-        if name not in self._traffic or not up or limit <= 0:
+        if name not in self._traffic or not up or limit <= 0 or since >= self._timeline.now:
             return
         began = min(revision.shares[0][0] for revision in up.values())
         times, rows = self._rows(self._traffic[name], max(since, began), limit)

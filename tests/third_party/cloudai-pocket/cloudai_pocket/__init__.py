@@ -1,0 +1,1 @@
+"""A driver for cloudai that keeps everything in one folder."""
