@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 
 from cloudai.errors import IntegrityError, NotFoundError, SpecError
-from cloudai.files import replace_file
+from cloudai.files import private_folder, replace_file
 
 __all__ = ["Store", "canonical_json", "content_key", "sha256"]
 
@@ -76,7 +76,7 @@ class Store:
         if not self._is_local:
             self._fs.pipe_file(path, data)
             return
-        Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(Path(path).parent)
         replace_file(Path(path), data, durable=True)
 
     def create(self, key: str, data: bytes) -> bool:
@@ -88,9 +88,9 @@ class Store:
             except FileExistsError:
                 return False
             return True
-        Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(Path(path).parent)
         fresh = Path(f"{path}.{uuid.uuid4().hex}.tmp")
-        fresh.write_bytes(data)
+        replace_file(fresh, data)
         try:
             os.link(fresh, path)  # fails where the name is taken, unlike a rename
         except FileExistsError:

@@ -13,6 +13,7 @@ from cloudai.planning.spending import price_of
 from cloudai.serving.rollout import Rollout
 from cloudai.specs.serving import DeploySpec
 from cloudai.state.ledger import Ledger, Record
+from cloudai.state.tokens import ensure_token, token_path
 
 __all__ = ["advance", "needs_of"]
 
@@ -52,6 +53,7 @@ class _Advance:
         if self.record.desired.get("delete") or (started and self.ledger.lease_expired("deployment", name)):
             reason = "" if self.record.desired.get("delete") else "its lease has passed and nobody renewed it"
             self.driver.delete(name)
+            token_path(self.ledger.home, name).unlink(missing_ok=True)
             self._observe("deleted", {"reason": reason, "url": "", "ended": self.ledger.clock.now()})
             return
         if not started:
@@ -115,11 +117,12 @@ class _Advance:
         self._note(found, rollout, crashes)
 
     def _apply(self, revision: str, model: Mapping[str, str]) -> None:
-        limits = self.spec.limits
+        limits, token = self.spec.limits, token_path(self.ledger.home, self.spec.name)
+        ensure_token(token)
         argv = ["-m", "cloudai.serving.server", "--model", model["uri"], "--digest", model["digest"], "--name", self.spec.name]
         argv += ["--max-body", str(limits.max_body), "--max-in-flight", str(limits.max_in_flight)]
         argv += ["--timeout", str(limits.timeout), "--sample-rate", str(limits.sample_rate)]
-        argv += ["--lease-file", str(self.ledger.lease_file("deployment", self.spec.name))]
+        argv += ["--lease-file", str(self.ledger.lease_file("deployment", self.spec.name)), "--token-file", str(token)]
         threads = str(max(1, round(self.spec.resources.cpus)))
         env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
         wanted = Revision(RevisionId(revision), tuple(argv), env, needs_of(self.spec), self.spec.port)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cloudai import settings
+from cloudai.files import append_to, private_folder
 
 __all__ = ["ensure_supervisor", "leading", "supervisor_pid"]
 
@@ -25,7 +26,8 @@ _started: dict[Path, float] = {}
 @contextmanager
 def leading(home: Path) -> Iterator[bool]:
     """Hold the lead of `home` for the length of the block; yields False where somebody else has it."""
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(home)
+    append_to(home / "supervisor.lock").close()
     with (home / "supervisor.lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,8 +60,8 @@ def ensure_supervisor(home: Path) -> None:
     if supervisor_pid(home) is not None or time.monotonic() - _started.get(home, -_START_AGAIN) < _START_AGAIN:
         return
     _started[home] = time.monotonic()
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (home / "supervisor.log").open("ab") as log:
+    private_folder(home)
+    with append_to(home / "supervisor.log") as log:
         subprocess.Popen(
             [sys.executable, "-m", "cloudai.agents.supervisor"],
             stdin=subprocess.DEVNULL,

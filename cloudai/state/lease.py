@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cloudai.files import replace_file
+from cloudai.files import private_folder, replace_file
 
 __all__ = ["expired", "remaining", "renew"]
 
 
 def renew(path: Path, seconds: float | None, now: float) -> None:
     """Let it go on for `seconds` from `now`, a unix time; None for ever."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(path.parent)
     replace_file(path, json.dumps({"until": None if seconds is None else now + seconds}).encode())
 
 

@@ -21,6 +21,7 @@ from cloudai import settings
 from cloudai.clock import SYSTEM, Clock
 from cloudai.display import nearest
 from cloudai.errors import CloudAIError, NotFoundError, SpecError
+from cloudai.files import append_to, private_folder
 from cloudai.state import lease
 
 __all__ = ["ENDED", "KINDS", "Event", "Ledger", "Record", "open_ledger", "use_ledger"]
@@ -97,7 +98,8 @@ class Ledger:
         self.path = path
         self.clock = clock
         self._local = threading.local()
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(path.parent)
+        append_to(path).close()  # before SQLite makes it: its own files get the rights of this one
         with self._write() as db:
             _prepare(db, path)
 

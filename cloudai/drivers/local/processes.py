@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from cloudai.errors import DriverError
+from cloudai.files import append_to, private_folder
 
 __all__ = ["Process", "Processes"]
 
@@ -77,7 +78,7 @@ class Processes:
             If it could not be started.
         """
         folder = self.folder(key)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
         with _locked(folder / "lock"):
             if again:
                 self._clear_ended(key)
@@ -86,7 +87,7 @@ class Processes:
             start = f'cd {shlex.quote(cwd or str(folder))} && exec "$@"'
             command = ["/bin/sh", "-c", _SHELL, "cloudai", "/bin/sh", "-c", start, "cloudai", sys.executable, *argv]
             (folder / "command.json").write_text(json.dumps(list(argv)))
-            with (folder / "log").open("ab") as log:
+            with append_to(folder / "log") as log:
                 # the shell is not waited for: it outlives us, and the system takes it over
                 subprocess.Popen(
                     command, cwd=folder, env={**os.environ, **env}, start_new_session=True,
