@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from cloudai.display import Card, Shown, Table, nearest
 from cloudai.errors import SpecError
@@ -149,9 +148,11 @@ def _read(name: str, value: Any, kind: Callable[[Any], Any], source: str) -> Any
         raise SpecError(
             f"the setting {name!r} cannot be {value!r} (from {source})", fix=f"give a value like {_DEFAULTS[name]!r}"
         ) from None
-    if name in ("store", "tracking") and "@" in urlsplit(str(read)).netloc:
-        # it would be copied into jobs, logs and reprs
-        raise SpecError(f"the setting {name!r} holds a user name or password (from {source})", fix=_CREDENTIALS)
+    if name in ("store", "tracking") and "@" in str(read):
+        from cloudai.specs.confidential import has_credentials
+
+        if has_credentials(str(read)):  # it would be copied into jobs, logs and reprs
+            raise SpecError(f"the setting {name!r} holds a user name or password (from {source})", fix=_CREDENTIALS)
     return read
 
 

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
 
 from cloudai import _api, settings
+from cloudai.specs.confidential import start_log
 from cloudai.specs.units import parse_duration
 from cloudai.state.leader import leading
 from cloudai.state.ledger import Ledger, Record, open_ledger
@@ -36,7 +37,7 @@ class _Told(Exception):  # noqa: N818  not an error
 
 def main() -> int:
     """Lead until nothing has been alive for a while; returns at once where somebody else leads."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    start_log()
     signal.signal(signal.SIGTERM, _tell)
     home = settings.current().home
     idle = parse_duration(settings.current().supervisor_idle)

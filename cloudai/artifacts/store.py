@@ -15,6 +15,7 @@ import fsspec
 
 from cloudai.errors import IntegrityError, NotFoundError, SpecError
 from cloudai.files import private_folder, replace_file
+from cloudai.specs.confidential import refuse_credentials
 
 __all__ = ["Store", "canonical_json", "content_key", "sha256"]
 
@@ -45,10 +46,11 @@ class Store:
     Raises
     ------
     SpecError
-        If the URL cannot be understood.
+        If the URL cannot be understood, or holds a password.
     """
 
     def __init__(self, root: str) -> None:
+        refuse_credentials(root, "the store's address")
         self.root = root.rstrip("/")
         try:
             self._fs, self._path = fsspec.url_to_fs(self.root)

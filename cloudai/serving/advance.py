@@ -11,6 +11,7 @@ from cloudai.errors import CloudAIError, PlacementError
 from cloudai.planning.plan import place
 from cloudai.planning.spending import price_of
 from cloudai.serving.rollout import Rollout
+from cloudai.specs.confidential import redact, redacted
 from cloudai.specs.serving import DeploySpec
 from cloudai.state.ledger import Ledger, Record
 from cloudai.state.tokens import ensure_token, token_path
@@ -66,7 +67,7 @@ class _Advance:
         """Note an error; what was a moment's weakness is over at the next look."""
         count = self.record.status.get("errors", 0) + 1
         phase = "failing" if count >= _MOST_ERRORS else "starting" if self.record.phase == "queued" else self.record.phase
-        self._observe(phase, {"reason": error.what, "fix": error.fix, "errors": count})
+        self._observe(phase, redacted({"reason": error.what, "fix": error.fix, "errors": count}))
 
     def _place(self) -> None:
         try:
@@ -136,7 +137,7 @@ class _Advance:
                 "ready": r.ready,
                 "replicas": r.replicas,
                 "traffic": r.traffic,
-                "reason": r.reason,
+                "reason": redact(r.reason),
                 "pids": list(r.pids),
             }
             for r in found.revisions

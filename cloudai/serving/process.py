@@ -22,6 +22,7 @@ from cloudai.errors import CloudAIError, DriverError, SpecError
 from cloudai.files import private_folder, replace_file
 from cloudai.serving.access import HERE, Access
 from cloudai.serving.asgi import Application, json_bytes
+from cloudai.specs.confidential import start_log
 from cloudai.specs.units import Seconds
 from cloudai.specs.validation import Spec
 from cloudai.state.lease import expired
@@ -90,7 +91,6 @@ def run(make: Callable[[int, Access], Application], options: ProcessOptions, *, 
         The file under ``options.state`` that says pid, port and what the application says of itself.
     """
     with errors_in_two_lines():
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         os.umask(0o077)  # whatever this process writes is the user's alone
         access = Access(options.token_file)
         listener = _listen(options)
@@ -229,6 +229,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 @contextlib.contextmanager
 def errors_in_two_lines() -> Iterator[None]:
     """Turn an error of ours into two lines on stderr and the end of the process."""
+    start_log()
     try:
         yield
     except CloudAIError as error:

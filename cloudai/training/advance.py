@@ -14,6 +14,7 @@ from cloudai.drivers.protocols import Job, JobId, JobStatus, Needs, Offer
 from cloudai.errors import CloudAIError, NotFoundError
 from cloudai.planning.plan import place
 from cloudai.planning.spending import price_of
+from cloudai.specs.confidential import redacted
 from cloudai.specs.training import TrainSpec
 from cloudai.state.ledger import Ledger, Record
 from cloudai.training.job import JOB, RunFiles
@@ -137,6 +138,7 @@ class _Advance:
 
     def end(self, phase: str, **status: Any) -> None:
         """End the run in a phase, with its reason and fix."""
+        status = redacted(status)
         self._observe(phase, status, f"{phase}: {status['reason']}")
 
     def _observe(self, phase: str, change: Mapping[str, Any], event: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import gc
-import logging
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from cloudai.artifacts.store import Store
+from cloudai.specs.confidential import start_log
 from cloudai.specs.training import TrainSpec
 from cloudai.state import lease
 from cloudai.training.job import JOB
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     gc.disable()  # importing torch makes a million objects that stay: looking through them again and again takes 0.2 s
     faulthandler.enable()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    start_log()
     spec = TrainSpec.parse(Store(args.store).read(f"runs/{args.run}/{JOB}"))
     stop = StopSignal(args.lease_file)
     if spec.scaling.num_workers == 1:
