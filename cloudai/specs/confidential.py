@@ -117,19 +117,19 @@ def why_secret(name: str, value: object, known: Sequence[tuple[str, str]] | None
     return "it is named like one" if is_secret_name(name) and plain and not is_secret_name(text) else ""
 
 
-def refuse_secrets(values: Mapping[str, Any], option: str) -> None:
+def refuse_secrets(values: Mapping[str, Any], owner: str) -> None:
     """Refuse values that look like secrets: they would be written down.
 
     Raises
     ------
     SpecError
-        Naming the first, as ``option['name']``.
+        Naming the first, as ``owner['name']``.
     """
     known = environment_secrets()
-    for label, name, value in _leaves(values, option, option):
+    for label, name, value in _leaves(values, owner, owner):
         reason = why_secret(name, value, known)
         if reason:
-            raise SpecError(f"{label} looks like a secret ({reason}), and {option}= is written down", fix=_FIX)
+            raise SpecError(f"{label} looks like a secret ({reason}), and it would be written down", fix=_FIX)
 
 
 def _leaves(value: Any, label: str, name: str) -> Iterator[tuple[str, str, Any]]:
