@@ -146,7 +146,7 @@ class Store:
             value = json.loads(self._fs.cat_file(self._full(key)))
         except FileNotFoundError:
             return None
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise IntegrityError(f"{self.uri(key)} is not a JSON object", fix="restore the file, or make it anew")

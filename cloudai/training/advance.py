@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cloudai.artifacts.store import sha256
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import Job, JobId, JobStatus, Needs, Offer
-from cloudai.errors import CloudAIError, NotFoundError
+from cloudai.errors import CloudAIError, IntegrityError, NotFoundError
 from cloudai.planning.plan import place
 from cloudai.planning.spending import price_of
 from cloudai.specs.confidential import redacted
@@ -21,6 +22,8 @@ from cloudai.training.job import JOB, RunFiles
 from cloudai.training.journal import JournalReader
 
 __all__ = ["advance", "needs_of"]
+
+_DIGEST = 64  # hexadecimal digits of a SHA-256
 
 
 def needs_of(spec: TrainSpec) -> Needs:
@@ -70,7 +73,6 @@ class _Advance:
     def _place(self) -> None:
         """Choose a place, note it, and start the first attempt."""
         offer = place(registry.train_driver(self.spec.on), needs_of(self.spec), self.record)
-        self.files.folder.write(JOB, self.spec.model_dump_json().encode())
         self.ledger.renew_lease("run", self.spec.name, self.spec.lease)
         self._start("starting", {"price": price_of(offer).to_json(), "place": offer.place}, "")
 
@@ -82,10 +84,12 @@ class _Advance:
         self._submit()
 
     def _submit(self) -> None:
-        attempt = self.attempts[-1]
+        attempt, job_file = self.attempts[-1], self.spec.model_dump_json().encode()
+        self.files.folder.write(JOB, job_file)
         folder = self.record.desired.get("folder", "")
         argv = ["-m", "cloudai.training.worker", "--store", self.spec.store, "--run", self.spec.name]
         argv += ["--attempt", str(attempt["number"]), "--lease-file", str(self.ledger.lease_file("run", self.spec.name))]
+        argv += ["--digest", sha256(job_file)]
         job = Job(attempt["job"], tuple(argv), _environment(self.spec), needs_of(self.spec), folder)
         offer = Offer(self.spec.on, str(self.record.status.get("place", "")), 0.0, "", "", "")
         registry.train_driver(self.spec.on).submit(job, offer, key=attempt["job"])
@@ -132,9 +136,18 @@ class _Advance:
         seconds = sum(attempt["ended"] - attempt["started"] for attempt in self.attempts if attempt.get("started"))
         model = result.get("model")
         if model is not None:
+            self._check_model(model)
             self.ledger.add_model(model["name"], model["version"], model["uri"], model["digest"], self.spec.name)
         change = {"seconds": seconds, "reason": "", **{key: result[key] for key in ("why_not_exact",)}, "model": model}
         self._observe("succeeded", change, "")
+
+    def _check_model(self, model: Mapping[str, Any]) -> None:
+        """Refuse to vouch for a model that lies elsewhere than this run may have put it."""
+        name, version = model.get("name"), model.get("version")
+        uri, digest = self.files.store.uri(f"models/{name}/{version}"), model.get("digest")
+        own = name == self.spec.model_name and model.get("uri") == uri and isinstance(digest, str) and len(digest) == _DIGEST
+        if not own:
+            raise IntegrityError("the run's result names a model that is not its own", fix="see who can write to the store")
 
     def end(self, phase: str, **status: Any) -> None:
         """End the run in a phase, with its reason and fix."""

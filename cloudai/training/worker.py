@@ -31,12 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--store", required=True)
     parser.add_argument("--run", required=True)
     parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--digest", default="", help="the SHA-256 of the job: the store may be written by others")
     parser.add_argument("--lease-file", type=Path)
     args = parser.parse_args(argv)
     gc.disable()  # importing torch makes a million objects that stay: looking through them again and again takes 0.2 s
     faulthandler.enable()
     start_log()
-    spec = TrainSpec.parse(Store(args.store).read(f"runs/{args.run}/{JOB}"))
+    spec = TrainSpec.parse(_job(Store(args.store), f"runs/{args.run}/{JOB}", args.digest))
     stop = StopSignal(args.lease_file)
     if spec.scaling.num_workers == 1:
         from cloudai.training.context import Solo
@@ -48,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     _collect_again()
     return execute_on_ray(spec, args.attempt, stop)
+
+
+def _job(store: Store, key: str, digest: str) -> bytes:
+    return store.read_verified(key, digest) if digest else store.read(key)
 
 
 def _collect_again() -> None:
