@@ -11,11 +11,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from cloudai.errors import MissingExtraError
-from cloudai.files import append_to, private_folder
 
 __all__ = ["BackgroundTracker", "MlflowTracker", "NoTracker", "Tracker", "tracker_for"]
 
@@ -82,7 +80,6 @@ class MlflowTracker:
             from mlflow.tracking import MlflowClient
         except ImportError:
             raise MissingExtraError("tracking needs mlflow", fix='pip install "cloudai[train]"') from None
-        _private_database(uri)
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._experiment = experiment
         self._run = ""
@@ -127,14 +124,6 @@ class MlflowTracker:
     def end(self, succeeded: bool) -> None:
         """End the MLflow run."""
         self._client.set_terminated(self._run, "FINISHED" if succeeded else "FAILED")
-
-
-def _private_database(uri: str) -> None:
-    """Make a SQLite file before MLflow does: for the user alone."""
-    path = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and path.is_absolute():
-        private_folder(path.parent)
-        append_to(path).close()
 
 
 def tracker_for(uri: str, experiment: str) -> Tracker:

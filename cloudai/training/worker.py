@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from cloudai.artifacts.store import Store
+from cloudai.files import append_to
 from cloudai.specs.confidential import start_log
 from cloudai.specs.training import TrainSpec
 from cloudai.state import lease
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     faulthandler.enable()
     start_log()
     spec = TrainSpec.parse(_job(Store(args.store), f"runs/{args.run}/{JOB}", args.digest))
+    _make_private(spec.tracking)
     stop = StopSignal(args.lease_file)
     if spec.scaling.num_workers == 1:
         from cloudai.training.context import Solo
@@ -53,6 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _job(store: Store, key: str, digest: str) -> bytes:
     return store.read_verified(key, digest) if digest else store.read(key)
+
+
+def _make_private(tracking: str) -> None:
+    """Make the file of a SQLite tracker before its library does: for the user alone."""
+    path = Path(tracking.removeprefix("sqlite:///"))
+    if tracking.startswith("sqlite:///") and path.parent.is_dir():
+        append_to(path).close()
 
 
 def _collect_again() -> None:

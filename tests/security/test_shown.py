@@ -84,7 +84,9 @@ def test_the_live_widget_of_such_a_run(run):
         for child in getattr(widget, "children", ()):
             values(child)
 
-    values(RunView(run))
+    view = RunView(run)
+    values(view.box)
+    view.close()
     page = "".join(seen)
     assert "alert(1)" in page
     found = Tags(page)
