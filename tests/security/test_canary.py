@@ -69,8 +69,8 @@ refused(lambda: cloudai.train(Secretive(), (rows, classes)))
 """,
     f"""
 url = "://me:{GIVEN["url"]}@127.0.0.1:1/x"
-refused(lambda: cloudai.configure(store="s3" + url))
-refused(lambda: cloudai.configure(tracking="http" + url))
+refused(lambda: cloudai.settings.configure(store="s3" + url))
+refused(lambda: cloudai.settings.configure(tracking="http" + url))
 refused(lambda: cloudai.train(torch.nn.Linear(3, 2), "https" + url))
 refused(lambda: cloudai.load_model("s3" + url))
 refused(lambda: cloudai.Model.open("https" + url))
@@ -104,7 +104,7 @@ while not watch.reports and time.monotonic() < end:
 print(repr(watch), repr(run), repr(run.model), repr(watch.check(rows)))
 watch
 """,
-    "cloudai.configure()",
+    "cloudai.settings.current()",
     "cloudai.ps()",
     "cloudai.costs()",
     "run.model",
@@ -145,7 +145,7 @@ def test_no_canary_is_found_anywhere(home, tmp_path, monkeypatch):
     places = [*outputs, *(piece for path in home.rglob("*") if path.is_file() for piece in pieces(path))]
     for secret in [*CANARIES, token]:
         assert where_found(secret, places) == [], secret
-    joined = b"\n".join(data for _, data in outputs)
+    joined = outputs[0][1]
     assert b"NOT REFUSED" not in joined
     assert joined.count(b"CaptureError ") == 2
     assert b"looks like a secret" in joined
@@ -156,7 +156,7 @@ def test_no_canary_is_found_anywhere(home, tmp_path, monkeypatch):
 
 def run_notebook(notebook, folder, home):
     """Execute it; return its outputs, as text, JSON and page, what is on the disk before the end, and the token."""
-    *cells, last = notebook.cells
+    *_, last = notebook.cells
     before = {}
 
     class Looks(ExecutePreprocessor):
