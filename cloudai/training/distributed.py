@@ -132,7 +132,7 @@ class RayGroup:
         """Return every rank's value on all ranks, as bytes: torch's own gathering of objects would read pickles."""
         import torch
 
-        mine = torch.frombuffer(bytearray(value.encode()), dtype=torch.uint8)
+        mine = torch.tensor(list(value.encode()), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
         self._dist.all_gather(sizes, torch.tensor([len(mine)]))
         padded = torch.zeros(int(max(sizes)), dtype=torch.uint8)
