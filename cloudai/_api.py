@@ -29,6 +29,7 @@ from cloudai.serving.advance import needs_of as deployment_needs
 from cloudai.serving.deployment import Deployment, deployment_spending, model_entry, revision_id
 from cloudai.serving.ports import check_port
 from cloudai.serving.rollout import Rollout
+from cloudai.specs.confidential import refuse_secrets
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.serving import DeploySpec, ServerLimits
@@ -308,6 +309,7 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
         store=now.store,
         tracking=now.tracking,
     )
+    refuse_secrets(spec.config, "config")
     if loop.batch_size % spec.scaling.num_workers:
         fix = "choose a batch_size that all workers can share equally"
         raise SpecError(f"batch_size={loop.batch_size} cannot be split over {spec.scaling.num_workers} workers", fix=fix)

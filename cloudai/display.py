@@ -7,6 +7,7 @@ describe themselves in `card`; they never touch the network while they do so.
 from __future__ import annotations
 
 import html
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 __all__ = ["Card", "Curve", "Shown", "Table", "ago", "duration", "money", "nearest"]
 
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _BARS = "▁▂▃▄▅▆▇█"
 _STYLE = (
     # the class thrice: a notebook's own rules for tables name two classes and would win over one
@@ -25,6 +27,15 @@ _STYLE = (
     ".cloudai.cloudai.cloudai th{font-weight:600}.cloudai.cloudai.cloudai th[scope=row]{white-space:nowrap}"
     ".cloudai .muted{opacity:.7}.cloudai svg{display:block}</style>"
 )
+
+
+def _visible(text: str) -> str:
+    """Return a text in which what a terminal would obey, or what turns the order of letters, is written out."""
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def _escaped(text: str) -> str:
+    return html.escape(_visible(text))
 
 
 def money(amount: float, currency: str = "USD") -> str:
@@ -113,9 +124,9 @@ class Table:
 
     def html(self) -> str:
         """Return an HTML table."""
-        head = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in self.columns)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
-        title = f"<div><b>{html.escape(self.title)}</b></div>" if self.title else ""
+        head = "".join(f"<th scope='col'>{_escaped(name)}</th>" for name in self.columns)
+        body = "".join("<tr>" + "".join(f"<td>{_escaped(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
+        title = f"<div><b>{_escaped(self.title)}</b></div>" if self.title else ""
         return f"{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -139,7 +150,7 @@ class Curve:
 
     def html(self) -> str:
         """Return an inline SVG picture with its first and last value in words."""
-        label = html.escape(self.label)
+        label = _escaped(self.label)
         if not self.values:
             return f"<div class='muted'>{label}: no values yet</div>"
         values, steps = _thin(self.values, 400), _thin(self.steps, 400)
@@ -182,17 +193,17 @@ class Card:
         parts += [f"  {curve.text()}" for curve in self.curves]
         parts += [_indent(table.text()) for table in self.tables]
         parts += [f"  {note}" for note in self.notes]
-        return "\n".join(parts)
+        return _visible("\n".join(parts))
 
     def html(self) -> str:
         """Return HTML in which every string is escaped."""
         rows = "".join(
-            f"<tr><th scope='row'>{html.escape(label)}</th><td>{html.escape(value)}</td></tr>" for label, value in self.facts
+            f"<tr><th scope='row'>{_escaped(label)}</th><td>{_escaped(value)}</td></tr>" for label, value in self.facts
         )
         facts = f"<table>{rows}</table>" if rows else ""
         inner = "".join(curve.html() for curve in self.curves) + "".join(table.html() for table in self.tables)
-        notes = "".join(f"<div class='muted'>{html.escape(note)}</div>" for note in self.notes)
-        return f"{_STYLE}<div class='cloudai'><b>{html.escape(self.title)}</b>{facts}{inner}{notes}</div>"
+        notes = "".join(f"<div class='muted'>{_escaped(note)}</div>" for note in self.notes)
+        return f"{_STYLE}<div class='cloudai'><b>{_escaped(self.title)}</b>{facts}{inner}{notes}</div>"
 
 
 def _indent(text: str) -> str:

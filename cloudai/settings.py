@@ -153,9 +153,11 @@ def _read(name: str, value: Any, kind: Callable[[Any], Any], source: str) -> Any
         raise SpecError(
             f"the setting {name!r} cannot be {value!r} (from {source})", fix=f"give a value like {_DEFAULTS[name]!r}"
         ) from None
-    if name in ("store", "tracking") and "@" in urlsplit(str(read)).netloc:
-        # it would be copied into jobs, logs and reprs
-        raise SpecError(f"the setting {name!r} holds a user name or password (from {source})", fix=_CREDENTIALS)
+    if name in ("store", "tracking") and "@" in str(read):
+        from cloudai.specs.confidential import has_credentials
+
+        if has_credentials(str(read)):  # it would be copied into jobs, logs and reprs
+            raise SpecError(f"the setting {name!r} holds a user name or password (from {source})", fix=_CREDENTIALS)
     if name == "ledger" and read:
         _check_ledger(read, source)
     return read

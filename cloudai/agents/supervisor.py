@@ -16,6 +16,7 @@ from types import FrameType
 from cloudai import _api, settings
 from cloudai.agents.faults import Faults
 from cloudai.errors import LedgerError
+from cloudai.specs.confidential import start_log
 from cloudai.specs.units import parse_duration
 from cloudai.state import lease
 from cloudai.state.leader import leading
@@ -38,7 +39,7 @@ class _Told(Exception):  # noqa: N818  not an error
 
 def main() -> int:
     """Lead until nothing has been alive for a while; returns at once where somebody else leads."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    start_log()
     signal.signal(signal.SIGTERM, _tell)
     now = settings.current()
     idle = parse_duration(now.supervisor_idle)

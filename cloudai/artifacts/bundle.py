@@ -25,6 +25,7 @@ from typing import Any
 
 from cloudai.display import Card, Shown, Table
 from cloudai.errors import IntegrityError
+from cloudai.files import private_folder
 
 __all__ = ["INNER_PREFIX", "MAIN_PREFIX", "Bundle", "carries", "loaded", "resolve"]
 
@@ -275,9 +276,9 @@ def loaded(bundle: Bundle | bytes, folder: str | Path) -> Iterator[Path]:
     root = Path(folder).resolve() / bundle.digest[:16]
     for path, content in bundle.files.items():
         target = root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(target.parent)
         target.write_bytes(content)
-    root.mkdir(parents=True, exist_ok=True)
+    private_folder(root)
     code = _Loaded(str(root), frozenset(_tops(bundle.files)))
     code.enter()
     try:

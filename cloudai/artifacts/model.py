@@ -16,6 +16,7 @@ import numpy as np
 
 from cloudai.artifacts import trees, versions
 from cloudai.artifacts.bundle import loaded
+from cloudai.artifacts.manifest import read_manifest
 from cloudai.artifacts.signature import Signature
 from cloudai.artifacts.store import Store, canonical_json, sha256
 from cloudai.display import Card, Shown, Table, nearest
@@ -95,7 +96,7 @@ class Model(Shown):
                 fix="restore the folder, or train it again",
             )
         try:
-            return cls(store, json.loads(data), actual, trusted=bool(digest))
+            return cls(store, read_manifest(data), actual, trusted=bool(digest))
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(
                 f"{uri}/{MANIFEST} is damaged: {error!r}", fix="restore it, or train the model again"

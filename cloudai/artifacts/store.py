@@ -14,7 +14,8 @@ from typing import Any
 import fsspec
 
 from cloudai.errors import CloudAIError, IntegrityError, NotFoundError, SpecError
-from cloudai.files import replace_file
+from cloudai.files import private_folder, replace_file
+from cloudai.specs.confidential import refuse_credentials
 
 __all__ = ["Store", "canonical_json", "content_key", "sha256"]
 
@@ -45,10 +46,11 @@ class Store:
     Raises
     ------
     SpecError
-        If the URL cannot be understood.
+        If the URL cannot be understood, or holds a password.
     """
 
     def __init__(self, root: str) -> None:
+        refuse_credentials(root, "the store's address")
         self.root = root.rstrip("/")
         try:
             self._fs, self._path = fsspec.url_to_fs(self.root)
@@ -82,7 +84,7 @@ class Store:
             self._fs.pipe_file(path, data)
             return
         try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(Path(path).parent)
             replace_file(Path(path), data, durable=True)
         except OSError as error:
             fix = "make room there, or give another place: CLOUDAI_STORE"
@@ -97,9 +99,9 @@ class Store:
             except FileExistsError:
                 return False
             return True
-        Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(Path(path).parent)
         fresh = Path(f"{path}.{uuid.uuid4().hex}.tmp")
-        fresh.write_bytes(data)
+        replace_file(fresh, data)
         try:
             os.link(fresh, path)  # fails where the name is taken, unlike a rename
         except FileExistsError:
@@ -153,7 +155,7 @@ class Store:
             value = json.loads(self._fs.cat_file(self._full(key)))
         except FileNotFoundError:
             return None
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise IntegrityError(f"{self.uri(key)} is not a JSON object", fix="restore the file, or make it anew")

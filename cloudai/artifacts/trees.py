@@ -20,6 +20,8 @@ from cloudai.errors import IntegrityError, SpecError
 __all__ = ["dump", "load"]
 
 _KEY = "cloudai.tree"
+_DAMAGED = (SafetensorError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError, StopIteration)
+"""What reading bytes of somebody else's may raise; a header may claim any size, nest without end, or hold anything."""
 
 
 def dump(tree: Any) -> bytes:
@@ -47,7 +49,7 @@ def load(data: bytes) -> Any:
         plain = json.loads(_metadata(data)[_KEY])
         arrays = _load(data)
         return _restore(plain, arrays)
-    except (SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
+    except (*_DAMAGED, MemoryError) as error:
         raise IntegrityError(f"this is not a saved tree: {error}", fix="it is damaged: use an earlier one") from None
 
 

@@ -12,8 +12,10 @@ from cloudai.planning.plan import place
 from cloudai.planning.silence import Silence, asks_again
 from cloudai.planning.spending import price_of
 from cloudai.serving.rollout import Rollout
+from cloudai.specs.confidential import redact, redacted
 from cloudai.specs.serving import DeploySpec
 from cloudai.state.ledger import Ledger, Record
+from cloudai.state.tokens import ensure_token, token_path
 
 __all__ = ["advance", "due", "needs_of"]
 
@@ -71,6 +73,7 @@ class _Advance:
             reason = "" if self.record.desired.get("delete") else "its lease has passed and nobody renewed it"
             bill = self._bill(self.driver.inspect(name)) if started else {}
             self.driver.delete(name)
+            token_path(self.ledger.home, name).unlink(missing_ok=True)
             self._observe("deleted", {"reason": reason, "url": "", "ended": self.ledger.clock.now(), **bill})
             return
         if not started:
@@ -91,7 +94,7 @@ class _Advance:
         elif silence.lasts(now) >= patience:
             phase = "failing"
         heard = {"wish": self.record.desired.get("wish")} if phase == "failing" else {}
-        self._observe(phase, {"reason": error.what, "fix": error.fix, key: silence.to_json(), **heard})
+        self._observe(phase, redacted({"reason": error.what, "fix": error.fix, key: silence.to_json(), **heard}))
 
     def _place(self) -> None:
         recorded = self.record.desired.get("offer")
@@ -145,11 +148,12 @@ class _Advance:
         self._note(found, rollout, crashes)
 
     def _apply(self, revision: str, model: Mapping[str, str]) -> None:
-        limits = self.spec.limits
+        limits, token = self.spec.limits, token_path(self.ledger.home, self.spec.name)
+        ensure_token(token)
         argv = ["-m", "cloudai.serving.server", "--model", model["uri"], "--digest", model["digest"], "--name", self.spec.name]
         argv += ["--max-body", str(limits.max_body), "--max-in-flight", str(limits.max_in_flight)]
         argv += ["--timeout", str(limits.timeout), "--sample-rate", str(limits.sample_rate)]
-        argv += ["--lease-file", str(self.ledger.lease_file("deployment", self.spec.name))]
+        argv += ["--lease-file", str(self.ledger.lease_file("deployment", self.spec.name)), "--token-file", str(token)]
         threads = str(max(1, round(self.spec.resources.cpus)))
         env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
         wanted = Revision(RevisionId(revision), tuple(argv), env, needs_of(self.spec), self.spec.port)
@@ -163,7 +167,7 @@ class _Advance:
                 "ready": r.ready,
                 "replicas": r.replicas,
                 "traffic": r.traffic,
-                "reason": r.reason,
+                "reason": redact(r.reason),
                 "pids": list(r.pids),
             }
             for r in found.revisions

@@ -42,6 +42,8 @@ class ModelApplication(Application):
         The metrics' label ``instance``.
     open_samples : callable
         Makes the log of sampled rows from the function that counts dropped ones.
+    check : callable
+        Refuses a request that may not be answered.
 
     Raises
     ------
@@ -58,8 +60,9 @@ class ModelApplication(Application):
         threads: int,
         instance: str,
         open_samples: Callable[[Callable[[int], None]], SampleLog],
+        check: Callable[[Exchange], None],
     ) -> None:
-        super().__init__(max_in_flight=limits.max_in_flight)
+        super().__init__(max_in_flight=limits.max_in_flight, check=check)
         _check_servable(servable)
         self._model, self._name, self._limits = servable, name, limits
         self._engine = Engine(servable, threads=threads)

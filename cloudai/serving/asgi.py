@@ -124,6 +124,11 @@ def _too_large(limit: int) -> HttpError:
 class Application(ABC):
     """An ASGI application that answers every request, also a failed one, with an id and in JSON.
 
+    Parameters
+    ----------
+    check : callable
+        Refuses a request that may not be answered, by raising `HttpError`.
+
     Attributes
     ----------
     draining : bool
@@ -134,11 +139,12 @@ class Application(ABC):
         How many requests are being worked on.
     """
 
-    def __init__(self, *, max_in_flight: int) -> None:
+    def __init__(self, *, max_in_flight: int, check: Callable[[Exchange], None] = lambda exchange: None) -> None:
         self.draining = False
         self.accepting = True
         self.in_flight = 0
         self._max_in_flight = max_in_flight
+        self._check = check
 
     @abstractmethod
     async def answer(self, exchange: Exchange) -> None:
@@ -160,6 +166,7 @@ class Application(ABC):
         """Answer one request (ASGI 3)."""
         exchange = Exchange(scope, receive, send, closing=lambda: self.draining)
         try:
+            self._check(exchange)
             await self.answer(exchange)
         except LostClientError:
             _logger.info("request %s: the client went away", exchange.id)

@@ -6,6 +6,7 @@ import http.client
 import json
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -18,7 +19,13 @@ __all__ = ["curl_line", "predict"]
 
 
 def predict(
-    url: str, model_name: str, arrays: Mapping[str, np.ndarray], *, version: str | None = None, timeout: float = 60.0
+    url: str,
+    model_name: str,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    version: str | None = None,
+    timeout: float = 60.0,
+    token: str = "",
 ) -> dict[str, np.ndarray]:
     """Ask a server for predictions.
 
@@ -32,17 +39,19 @@ def predict(
         A version of the model; by default the one that serves.
     timeout : float
         Seconds to wait for the connection, and for each part of the answer.
+    token : str
+        The deployment's token, where it has one.
 
     Raises
     ------
     RequestError
-        If the arrays do not fit the model, or there is no such model.
+        If the arrays do not fit the model, there is no such model, or the token is wrong.
     NotReadyError
         If nobody answers there, or the server is busy, starting or ending: try again.
     DriverError
         If the server or the model fails, or takes too long.
     """
-    status, body = _post(_infer_url(url, model_name, version), _encode(arrays), timeout)
+    status, body = _post(_infer_url(url, model_name, version), _encode(arrays), timeout, token)
     if status != 200:
         raise _error(status, body)
     try:
@@ -51,8 +60,10 @@ def predict(
         raise DriverError(f"{url} does not speak the protocol: {error.what}", fix="check the address") from None
 
 
-def curl_line(url: str, model_name: str, arrays: Mapping[str, np.ndarray]) -> str:
+def curl_line(url: str, model_name: str, arrays: Mapping[str, np.ndarray], *, token_file: Path | None = None) -> str:
     """Return the shell command that asks for the prediction of the first row of `arrays`.
+
+    A token goes from its file to curl through a pipe: in the command line every user of the machine could see it.
 
     Examples
     --------
@@ -61,7 +72,10 @@ def curl_line(url: str, model_name: str, arrays: Mapping[str, np.ndarray]) -> st
     """  # noqa: E501 (the line is what the reader wants to see)
     body = _encode({name: array[:1] for name, array in arrays.items()}).decode()
     words = ["curl", "-s", _infer_url(url, model_name, None), "-H", "content-type: application/json", "-d", body]
-    return shlex.join(words)
+    if token_file is None:
+        return shlex.join(words)
+    header = shlex.join(["sed", "s/^/authorization: Bearer /", str(token_file)])
+    return f"{header} | {shlex.join([*words[:3], '-H', '@-', *words[3:]])}"
 
 
 def _infer_url(url: str, model_name: str, version: str | None) -> str:
@@ -76,14 +90,15 @@ def _encode(arrays: Mapping[str, np.ndarray]) -> bytes:
         raise RequestError(error.what, fix=error.fix) from None
 
 
-def _post(url: str, body: bytes, timeout: float) -> tuple[int, bytes]:
+def _post(url: str, body: bytes, timeout: float, token: str) -> tuple[int, bytes]:
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise RequestError(f"{url!r} is not an address", fix="give one like http://127.0.0.1:8080")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname, parts.port, timeout=timeout)
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {token}"} if token else {})
     try:
-        connection.request("POST", parts.path, body, {"content-type": "application/json"})
+        connection.request("POST", parts.path, body, headers)
         answer = connection.getresponse()
         return answer.status, answer.read()
     except ConnectionRefusedError:

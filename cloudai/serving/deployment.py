@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from cloudai.serving.rollout import Rollout
 from cloudai.specs.serving import DeploySpec
 from cloudai.state.handles import Handle
 from cloudai.state.ledger import Ledger, Record
+from cloudai.state.tokens import read_token, renew_token, token_path
 from cloudai.training.run import Run
 
 __all__ = ["Deployment", "revision_id"]
@@ -165,12 +167,23 @@ class Deployment(Handle):
         if self.ended:
             raise NotReadyError(f"the deployment {self.name!r} is {self.phase}", fix="deploy the model again")
         arrays = arrays_for(self.model.signature, data, self.model.features)
-        return only_output(client.predict(self.url, self.name, arrays, timeout=timeout))
+        token = read_token(self.token_file)
+        return only_output(client.predict(self.url, self.name, arrays, timeout=timeout, token=token))
 
     def curl(self, data: Any) -> str:
-        """Return the curl line that asks for the prediction of the first row of `data`."""
+        """Return the shell line that asks for the prediction of the first row of `data`, with the token from its file."""
         arrays = arrays_for(self.model.signature, data, self.model.features)
-        return client.curl_line(self.url, self.name, {name: np.asarray(array)[:1] for name, array in arrays.items()})
+        rows = {name: np.asarray(array)[:1] for name, array in arrays.items()}
+        return client.curl_line(self.url, self.name, rows, token_file=self.token_file)
+
+    @property
+    def token_file(self) -> Path:
+        """The file of yours alone that holds the token: who sends ``authorization: Bearer <token>`` may ask."""
+        return token_path(self._ledger.home, self.name)
+
+    def rotate_token(self) -> None:
+        """Make a new token; from the next request on the old one is refused."""
+        renew_token(self.token_file)
 
     def canary(self, model: Any = None, percent: int = 10) -> Deployment:
         """Bring another model up and give it a share of the traffic as soon as it is ready.

@@ -19,8 +19,10 @@ import uvicorn
 from pydantic import Field
 
 from cloudai.errors import CloudAIError, DriverError, SpecError
-from cloudai.files import replace_file
+from cloudai.files import private_folder, replace_file
+from cloudai.serving.access import HERE, Access
 from cloudai.serving.asgi import Application, json_bytes
+from cloudai.specs.confidential import start_log
 from cloudai.specs.units import Seconds
 from cloudai.specs.validation import Spec
 from cloudai.state import lease
@@ -30,7 +32,6 @@ __all__ = ["PORT_TAKEN", "ProcessOptions", "errors_in_two_lines", "read_argument
 PORT_TAKEN = 3
 """The exit code of a process whose port somebody else has."""
 
-_HOST = "127.0.0.1"
 _KEEP_ALIVE = 75  # seconds; longer than the router's, so that no request meets a connection that is being closed
 _logger = logging.getLogger(__name__)
 S = TypeVar("S", bound="ProcessOptions")
@@ -40,8 +41,9 @@ class ProcessOptions(Spec):
     """Where a serving process listens, and how it ends."""
 
     state: Path = Field(description="folder for the files that this process writes")
-    host: str = Field(default=_HOST, description="127.0.0.1: nothing listens further without authentication")
+    host: str = Field(default=HERE, description="127.0.0.1; another one needs a token file")
     port: int = Field(default=0, ge=0, le=65535, description="0 takes a free one")
+    token_file: Path | None = Field(default=None, description="file of yours alone with the token that requests must bring")
     drain_delay: Seconds = Field(default=0.5, description="how long new requests are still taken after SIGTERM")
     drain_timeout: Seconds = Field(default=12.0, description="how long requests in flight may take after SIGTERM")
     lease_file: Path | None = Field(default=None, description='JSON {"until": unix seconds or null}; past it, the process ends')
@@ -74,7 +76,7 @@ def _number(text: str) -> float | str:
         return text
 
 
-def run(make: Callable[[int], Application], options: ProcessOptions, *, state_file: str) -> NoReturn:
+def run(make: Callable[[int, Access], Application], options: ProcessOptions, *, state_file: str) -> NoReturn:
     """Serve until told to end, and leave the process.
 
     SIGTERM and SIGINT drain: the process says that it is not ready, still takes requests for ``drain_delay``, finishes
@@ -84,15 +86,16 @@ def run(make: Callable[[int], Application], options: ProcessOptions, *, state_fi
     Parameters
     ----------
     make : callable
-        Makes the application from the port.
+        Makes the application from the port and the check of tokens.
     state_file : str
         The file under ``options.state`` that says pid, port and what the application says of itself.
     """
     with errors_in_two_lines():
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        os.umask(0o077)  # whatever this process writes is the user's alone
+        access = Access(options.token_file)
         listener = _listen(options)
-        options.state.mkdir(parents=True, exist_ok=True)
-        application = make(listener.getsockname()[1])
+        private_folder(options.state)
+        application = make(listener.getsockname()[1], access)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_live(application, listener, options, options.state / state_file))
     _leave(0)
@@ -103,8 +106,8 @@ class _PortTakenError(DriverError):
 
 
 def _listen(options: ProcessOptions) -> socket.socket:
-    if options.host != _HOST:
-        raise SpecError(f"cannot listen on {options.host!r}", fix=f"use {_HOST}: there is no authentication yet")
+    if options.host != HERE and options.token_file is None:
+        raise SpecError(f"cannot listen on {options.host!r} without a token", fix=f"use {HERE}, or give --token-file")
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -136,9 +139,10 @@ class _Server(uvicorn.Server):
 
 async def _live(application: Application, listener: socket.socket, options: ProcessOptions, state: Path) -> None:
     port = listener.getsockname()[1]
+    way_in = {"token_file": str(options.token_file)} if options.token_file else {}
 
     def write_state() -> None:
-        replace_file(state, json_bytes({"pid": os.getpid(), "port": port} | application.describe()))
+        replace_file(state, json_bytes({"pid": os.getpid(), "port": port} | way_in | application.describe()))
 
     ending = _on_signals()
     server = _Server(_uvicorn(application))
@@ -226,6 +230,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 @contextlib.contextmanager
 def errors_in_two_lines() -> Iterator[None]:
     """Turn an error of ours into two lines on stderr and the end of the process."""
+    start_log()
     try:
         yield
     except CloudAIError as error:

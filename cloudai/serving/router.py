@@ -1,7 +1,7 @@
 """The router: one process and one stable port for a deployment, in front of its revisions.
 
 ``python -m cloudai.serving.router --state FOLDER`` reads ``FOLDER/routes.json`` (see `RouteTable`) again whenever it is
-replaced, from the next request on, and writes ``FOLDER/router.json``. Only ``/v2`` is forwarded.
+replaced, from the next request on, and writes ``FOLDER/router.json``. Only ``/v2`` is forwarded, with the client's token.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import aiohttp
 from pydantic import Field
 from yarl import URL
 
+from cloudai.serving.access import Access
 from cloudai.serving.asgi import Application, Exchange, HttpError, json_bytes
 from cloudai.serving.metrics import RouterMetrics, exposition
 from cloudai.serving.process import ProcessOptions, errors_in_two_lines, read_arguments, run
@@ -56,8 +57,8 @@ class RouterOptions(ProcessOptions):
 class RouterApplication(Application):
     """Sends each request to one revision, by the shares of the routing table."""
 
-    def __init__(self, options: RouterOptions) -> None:
-        super().__init__(max_in_flight=options.max_in_flight)
+    def __init__(self, options: RouterOptions, access: Access) -> None:
+        super().__init__(max_in_flight=options.max_in_flight, check=access.check)
         self._options = options
         self._routes = RouteFile(options.state / "routes.json")
         self._metrics = RouterMetrics(in_flight=lambda: self.in_flight)
@@ -182,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     parser = argparse.ArgumentParser("python -m cloudai.serving.router")
     with errors_in_two_lines():
         options, _ = read_arguments(RouterOptions, parser, arguments)
-    run(lambda _: RouterApplication(options), options, state_file="router.json")
+    run(lambda _, access: RouterApplication(options, access), options, state_file="router.json")
 
 
 if __name__ == "__main__":

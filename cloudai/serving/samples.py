@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cloudai.drivers.samples import Answer, Arrays, encode
-from cloudai.files import replace_file
+from cloudai.files import private_folder, replace_file
 
 __all__ = ["SampleLog"]
 
@@ -52,7 +52,7 @@ class SampleLog:
         flush_rows: int = 1000,
         flush_seconds: float = 1.0,
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
         for draft in folder.glob(".*.tmp"):  # of a server that was killed while it wrote
             draft.unlink(missing_ok=True)
         self._folder, self._rate, self._max_bytes, self._dropped = folder, rate, max_bytes, dropped

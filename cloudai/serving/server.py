@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from pydantic import Field
 
+from cloudai.serving.access import Access
 from cloudai.serving.app import ModelApplication
 from cloudai.serving.engine import Servable
 from cloudai.serving.process import ProcessOptions, errors_in_two_lines, read_arguments, run
@@ -39,7 +40,7 @@ def serve(servable: Servable, options: ServerOptions) -> NoReturn:
     State goes to ``server.json`` (pid, port, ready, model, version) and kept rows to ``samples/``, in ``options.state``.
     """
 
-    def make(port: int) -> ModelApplication:
+    def make(port: int, access: Access) -> ModelApplication:
         return ModelApplication(
             servable,
             name=options.name or servable.name,
@@ -49,6 +50,7 @@ def serve(servable: Servable, options: ServerOptions) -> NoReturn:
             open_samples=lambda dropped: SampleLog(
                 options.state / "samples", rate=options.sample_rate, max_bytes=options.sample_bytes, dropped=dropped
             ),
+            check=access.check,
         )
 
     run(make, options, state_file="server.json")

@@ -18,6 +18,7 @@ from typing import IO
 
 from cloudai import settings
 from cloudai.errors import LedgerError
+from cloudai.files import append_to, private_folder
 
 __all__ = ["ensure_supervisor", "leading", "supervisor_pid"]
 
@@ -49,8 +50,8 @@ def leading(home: Path) -> Iterator[bool]:
 
 def _lock_file(home: Path) -> IO[bytes]:
     try:
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return (home / "supervisor.lock").open("ab", buffering=0)
+        private_folder(home)
+        return append_to(home / "supervisor.lock")
     except OSError as error:
         raise LedgerError(
             f"the home {home} cannot be written: {error.strerror}", fix="set CLOUDAI_HOME to a writable folder"
@@ -91,7 +92,7 @@ def ensure_supervisor(home: Path) -> None:
 def _log_file(home: Path) -> IO[bytes]:
     """Open the supervisor's log; nothing is written down where that cannot be, as on a full disk."""
     try:
-        return (home / "supervisor.log").open("ab")
+        return append_to(home / "supervisor.log")
     except OSError:
         return Path(os.devnull).open("ab")
 

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from cloudai.files import replace_file
+from cloudai.files import private_folder, replace_file
 
 __all__ = ["GRACE", "LeaseWatch", "read", "write"]
 
@@ -26,7 +26,7 @@ _JUMP = 60.0  # seconds by which two clocks must differ, or a look be late, to c
 
 def write(path: Path, until: float | None) -> None:
     """Let it go on until a unix time; None for ever."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(path.parent)
     replace_file(path, json.dumps({"until": until}).encode())
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cloudai.errors import LedgerError
+from cloudai.files import append_to, private_folder
 from cloudai.state.database import Row, TakenError
 
 __all__ = ["SQLite"]
@@ -42,9 +43,9 @@ class SQLite:
         self._local = threading.local()
         self.where = str(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(path.parent)
             self._refuse_emptied()
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            append_to(path).close()  # before SQLite makes it: its own files get the rights of this one
         except OSError as error:
             raise LedgerError(f"the ledger {self.where} cannot be opened: {error.strerror}", fix=_writable(path)) from None
 

@@ -10,12 +10,22 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from cloudai.artifacts.store import sha256
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import Job, JobId, JobStatus, Needs, Offer, TrainDriver
-from cloudai.errors import CloudAIError, DriverError, LedgerError, NotFoundError, NotReadyError, PlacementError
+from cloudai.errors import (
+    CloudAIError,
+    DriverError,
+    IntegrityError,
+    LedgerError,
+    NotFoundError,
+    NotReadyError,
+    PlacementError,
+)
 from cloudai.planning.plan import place
 from cloudai.planning.silence import Silence, asks_again
 from cloudai.planning.spending import price_of
+from cloudai.specs.confidential import redact, redacted
 from cloudai.specs.training import TrainSpec
 from cloudai.state.ledger import Ledger, Record
 from cloudai.training.job import JOB, RunFiles
@@ -28,6 +38,8 @@ _MOST_REFUSALS = 10
 
 _PATIENCE = 900.0
 """Seconds that a driver may fail to answer before a run that never started is given up. A run that did start goes on."""
+
+_DIGEST = 64  # hexadecimal digits of a SHA-256
 
 
 def needs_of(spec: TrainSpec) -> Needs:
@@ -112,7 +124,6 @@ class _Advance:
         recorded = self.record.desired.get("offer") if not self.attempts else None
         offer = Offer(**recorded) if recorded else place(self.driver, needs_of(self.spec), spot=self.spec.spot_policy == "spot")
         if not self.attempts:
-            self.files.folder.write(JOB, self.spec.model_dump_json().encode())
             self.ledger.renew_lease("run", self.spec.name, self.spec.lease)
         number = max((attempt["number"] for attempt in self.attempts), default=0) + 1
         price = price_of(offer).to_json()
@@ -123,10 +134,12 @@ class _Advance:
         self._submit()
 
     def _submit(self) -> None:
-        attempt = self.attempts[-1]
+        attempt, job_file = self.attempts[-1], self.spec.model_dump_json().encode()
+        self.files.folder.write(JOB, job_file)
         folder = self.record.desired.get("folder", "")
         argv = ["-m", "cloudai.training.worker", "--store", self.spec.store, "--run", self.spec.name]
         argv += ["--attempt", str(attempt["number"]), "--lease-file", str(self.ledger.lease_file("run", self.spec.name))]
+        argv += ["--digest", sha256(job_file)]
         job = Job(attempt["job"], tuple(argv), _environment(self.spec), needs_of(self.spec), folder)
         try:
             self.driver.submit(job, Offer(**attempt["offer"]), key=attempt["job"])
@@ -193,6 +206,7 @@ class _Advance:
         seconds = sum(attempt["ended"] - attempt["started"] for attempt in self.attempts if attempt.get("started"))
         model = result.get("model")
         if model is not None:
+            self._check_model(model)
             self.ledger.add_model(model["name"], model["version"], model["uri"], model["digest"], self.spec.name)
         change = {"seconds": seconds, "reason": "", **{key: result[key] for key in ("why_not_exact",)}, "model": model}
         self._observe("succeeded", change, "")
@@ -201,8 +215,8 @@ class _Advance:
         """Note why no place can be had now; the next look asks again."""
         waiting = Silence.after(self.record.status.get("waiting"), self.ledger.clock.now()).to_json()
         news = self.record.status.get("reason") != error.what
-        change = {"reason": error.what, "fix": error.fix, "waiting": waiting}
-        self._observe(self.record.phase, change, f"waiting: {error.what}" if news else "")
+        change = redacted({"reason": error.what, "fix": error.fix, "waiting": waiting})
+        self._observe(self.record.phase, change, f"waiting: {change['reason']}" if news else "")
 
     def reached(self) -> None:
         """Note that the driver answers again."""
@@ -217,12 +231,21 @@ class _Advance:
         if silence.lasts(now) > _PATIENCE and not self.started:
             self.end("rejected", reason=error.what, fix=error.fix)
             return
-        event = f"{error.what}; asking again" if silence.count == 1 else ""
+        event = f"{redact(error.what)}; asking again" if silence.count == 1 else ""
         phase = "starting" if self.record.phase == "queued" else self.record.phase
         self.ledger.observe("run", self.spec.name, phase, {"silence": silence.to_json()}, event=event)
 
+    def _check_model(self, model: Mapping[str, Any]) -> None:
+        """Refuse to vouch for a model that lies elsewhere than this run may have put it."""
+        name, version = model.get("name"), model.get("version")
+        uri, digest = self.files.store.uri(f"models/{name}/{version}"), model.get("digest")
+        own = name == self.spec.model_name and model.get("uri") == uri and isinstance(digest, str) and len(digest) == _DIGEST
+        if not own:
+            raise IntegrityError("the run's result names a model that is not its own", fix="see who can write to the store")
+
     def end(self, phase: str, **status: Any) -> None:
         """End the run in a phase, with its reason and fix."""
+        status = redacted(status)
         self._observe(phase, status, f"{phase}: {status['reason']}")
 
     def _observe(self, phase: str, change: Mapping[str, Any], event: str) -> None:

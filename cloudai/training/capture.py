@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cloudai.artifacts.bundle import MAIN_PREFIX, Bundle
+from cloudai.specs.code_secrets import refuse_secrets_in_code
 from cloudai.training.collector import Collector
 
 __all__ = ["capture", "locator"]
@@ -36,7 +37,7 @@ def capture(objects: Sequence[Callable[..., Any] | type]) -> Bundle:
     ------
     CaptureError
         If something they refer to cannot be carried, with its name, type, size, where it is used, and the fix. All that is
-        wrong is found in one pass; the first five are shown.
+        wrong is found in one pass; the first five are shown. Also if the code holds what looks like a secret.
 
     Examples
     --------
@@ -54,6 +55,7 @@ def capture(objects: Sequence[Callable[..., Any] | type]) -> Bundle:
     name = MAIN_PREFIX + _fingerprint({**files, "": main.encode()})
     if main:
         files[f"{name}.py"] = main.encode()
+    refuse_secrets_in_code(files, f"{name}.py")
     entries: dict[str, str] = {}
     for key, expression in expressions:
         entries[_unused(key, entries)] = expression if ":" in expression else f"{name}:{expression}"

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cloudai.errors import MissingExtraError, PlacementError
+from cloudai.specs.confidential import start_log
 from cloudai.specs.training import TrainSpec
 from cloudai.training.job import RunFiles
 from cloudai.training.journal import JournalReader
@@ -109,7 +110,7 @@ def _rank_main(config: dict[str, Any]) -> None:
     """Run in each Ray worker: one rank's part. A rank that fails must say so to Ray, or the others would wait for it."""
     from cloudai.training.execution import SUCCEEDED, execute
 
-    logging.basicConfig(level=logging.INFO)
+    start_log()
     code = execute(TrainSpec.parse(config["spec"]), config["attempt"], RayGroup(), lambda: "")
     if code != SUCCEEDED:
         raise RuntimeError(f"this rank ended with code {code}")
@@ -128,10 +129,17 @@ class RayGroup:
         self._dist = torch.distributed
 
     def gather(self, value: str) -> list[str]:
-        """Return every rank's value on all ranks."""
-        values: list[Any] = [None] * self.world_size
-        self._dist.all_gather_object(values, value)
-        return values
+        """Return every rank's value on all ranks, as bytes: torch's own gathering of objects would read pickles."""
+        import torch
+
+        mine = torch.tensor(list(value.encode()), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
+        self._dist.all_gather(sizes, torch.tensor([len(mine)]))
+        padded = torch.zeros(int(max(sizes)), dtype=torch.uint8)
+        padded[: len(mine)] = mine
+        parts = [torch.zeros_like(padded) for _ in sizes]
+        self._dist.all_gather(parts, padded)
+        return [bytes(part[: int(size)].tolist()).decode() for part, size in zip(parts, sizes, strict=True)]
 
     def any(self, flag: bool) -> bool:
         """Return whether any rank says yes."""

@@ -21,6 +21,7 @@ from cloudai.artifacts.bundle import loaded, resolve
 from cloudai.artifacts.model import Model, code_folder, named_columns, save_model
 from cloudai.artifacts.store import sha256
 from cloudai.errors import CloudAIError, SpecError
+from cloudai.specs.confidential import redact, redacted
 from cloudai.specs.training import TrainSpec
 from cloudai.statistics.profiles import Profile
 from cloudai.tracking import BackgroundTracker
@@ -99,7 +100,7 @@ class _Worker:
         if self.tracker is not None and self.journal is not None:
             if succeeded or self.tracker.problem == "":
                 self.tracker.close(succeeded, model)
-            self.journal.update(tracking=self.tracker.problem)
+            self.journal.update(tracking=redact(self.tracker.problem))
             self.journal.close()
 
     def _data(self) -> Mapping[str, np.ndarray] | None:
@@ -191,7 +192,8 @@ class _Worker:
         fix = error.fix if isinstance(error, CloudAIError) else "mend the code and train again"
         frames = _user_frames(error, folder)
         log.error("%s\n%s", what, frames or traceback.format_exc())
-        self.files.folder.create("error.json", json.dumps({"what": what, "fix": fix, "frames": frames}).encode())
+        told = redacted({"what": what, "fix": fix, "frames": frames})
+        self.files.folder.create("error.json", json.dumps(told).encode())
         self.close(succeeded=False)
 
 

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cloudai.artifacts.store import Store
+from cloudai.errors import IntegrityError
 
 __all__ = ["Journal", "JournalReader", "Row"]
 
 log = logging.getLogger(__name__)
 
 _FIRST_FLUSH = 0.25  # seconds
+_NUMBERS = ("attempt", "pid", "step", "total_steps", "checkpoint", "resumed_from")
 _SHARE = 0.01
 """Flushes come at intervals of at least this share of the time passed, so that a week's run does not write a million files."""
 
@@ -114,14 +116,16 @@ class JournalReader:
 
     def status(self) -> Mapping[str, Any]:
         """Return where the worker is; empty before it has started."""
-        return self.store.read_json("status.json") or {}
+        found = self.store.read_json("status.json") or {}
+        if not all(found.get(name) is None or type(found[name]) is int for name in _NUMBERS):
+            raise _damaged(self.store, "status.json")
+        return found
 
     def rows(self) -> list[Row]:
         """Return all metrics in order of step; what a later attempt did again counts once, as it was done last."""
         for name in self.store.list("metrics"):
             if name not in self._chunks:
-                lines = json.loads(self.store.read(f"metrics/{name}"))
-                self._chunks[name] = [Row(step, metrics, at) for step, metrics, at in lines]
+                self._chunks[name] = _read_rows(self.store, f"metrics/{name}")
         rows: dict[int, Row] = {}
         for name in sorted(self._chunks):
             for row in self._chunks[name]:
@@ -131,8 +135,26 @@ class JournalReader:
 
     def result(self) -> Mapping[str, Any] | None:
         """Return how the run succeeded; None while it has not."""
-        return self.store.read_json("result.json")
+        return self._told("result.json", "why_not_exact")
 
     def error(self) -> Mapping[str, Any] | None:
         """Return the error in the user's code that ended the run; None where there was none."""
-        return self.store.read_json("error.json")
+        return self._told("error.json", "what", "fix", "frames")
+
+    def _told(self, name: str, *texts: str) -> Mapping[str, Any] | None:
+        found = self.store.read_json(name)
+        if found is not None and not all(isinstance(found.get(text), str) for text in texts):
+            raise _damaged(self.store, name)
+        return found
+
+
+def _read_rows(store: Store, key: str) -> list[Row]:
+    try:
+        lines = [(int(step), dict(metrics), float(at)) for step, metrics, at in json.loads(store.read(key))]
+        return [Row(step, {str(name): float(value) for name, value in found.items()}, at) for step, found, at in lines]
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        raise _damaged(store, key) from None
+
+
+def _damaged(store: Store, key: str) -> IntegrityError:
+    return IntegrityError(f"{store.uri(key)} is damaged", fix="remove it, or train again")

@@ -14,6 +14,7 @@ from cloudai.drivers import registry
 from cloudai.drivers.protocols import JobId
 from cloudai.errors import NotFoundError, NotReadyError, RunFailedError
 from cloudai.planning.spending import Span, Spending, spending
+from cloudai.specs.confidential import redact
 from cloudai.specs.training import TrainSpec
 from cloudai.state.handles import Handle
 from cloudai.state.ledger import Ledger, Record
@@ -200,14 +201,14 @@ class Run(Handle):
             self._want(cancel=True)
 
     def logs(self, *, follow: bool = False) -> Iterator[str]:
-        """Read what its workers wrote, attempt by attempt; with `follow` until it ends."""
+        """Read what its workers wrote, attempt by attempt and without secrets; with `follow` until it ends."""
         seen = 0
         while True:
             attempts = self._record.status.get("attempts", [])
             for attempt in attempts[seen:]:
                 driver = registry.train_driver(self.spec.on)
                 try:
-                    yield from (entry.text for entry in driver.logs(JobId(attempt["job"]), follow=follow))
+                    yield from (redact(entry.text) for entry in driver.logs(JobId(attempt["job"]), follow=follow))
                 except NotFoundError:
                     continue
             seen = len(attempts)

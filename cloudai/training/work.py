@@ -15,6 +15,7 @@ from cloudai.artifacts import trees
 from cloudai.artifacts.bundle import Bundle
 from cloudai.artifacts.store import Store, content_key
 from cloudai.errors import DataError, SpecError
+from cloudai.specs.confidential import refuse_secrets
 from cloudai.specs.training import Loop, Work
 from cloudai.training.capture import capture, locator
 from cloudai.training.data import TrainingData, parse_data
@@ -125,6 +126,8 @@ def _prepare_module(module: Any, data: Any, loop: Loop) -> Prepared:
     parsed = parse_data(data, integers=any(isinstance(m, torch.nn.Embedding) for m in module.modules()))
     if "targets" not in parsed.arrays:
         raise DataError("the built-in loop needs targets", fix="pass data=(inputs, targets)")
+    for part in module.modules():
+        refuse_secrets(vars(part), f"vars({type(part).__name__})")
     parameters = sum(p.numel() for p in module.parameters())
     if parameters <= _DRY_RUN_LIMIT:
         _dry_run(module, parsed, loop)

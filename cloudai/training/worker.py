@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import gc
-import logging
 import os
 import signal
 import sys
@@ -16,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 
 from cloudai.artifacts.store import Store
+from cloudai.files import append_to
+from cloudai.specs.confidential import start_log
 from cloudai.specs.training import TrainSpec
 from cloudai.state import lease
 from cloudai.training.job import JOB
@@ -31,12 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--store", required=True)
     parser.add_argument("--run", required=True)
     parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--digest", default="", help="the SHA-256 of the job: the store may be written by others")
     parser.add_argument("--lease-file", type=Path)
     args = parser.parse_args(argv)
     gc.disable()  # importing torch makes a million objects that stay: looking through them again and again takes 0.2 s
     faulthandler.enable()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    spec = TrainSpec.parse(Store(args.store).read(f"runs/{args.run}/{JOB}"))
+    start_log()
+    spec = TrainSpec.parse(_job(Store(args.store), f"runs/{args.run}/{JOB}", args.digest))
+    _make_private(spec.tracking)
     stop = StopSignal(args.lease_file)
     if spec.scaling.num_workers == 1:
         from cloudai.training.context import Solo
@@ -48,6 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     _collect_again()
     return execute_on_ray(spec, args.attempt, stop)
+
+
+def _job(store: Store, key: str, digest: str) -> bytes:
+    return store.read_verified(key, digest) if digest else store.read(key)
+
+
+def _make_private(tracking: str) -> None:
+    """Make the file of a SQLite tracker before its library does: for the user alone."""
+    path = Path(tracking.removeprefix("sqlite:///"))
+    if tracking.startswith("sqlite:///") and path.parent.is_dir():
+        append_to(path).close()
 
 
 def _collect_again() -> None:

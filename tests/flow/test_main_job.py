@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 import textwrap
@@ -112,9 +111,9 @@ def test_a_deployment_from_call_to_end(home):
     expected = model.predict(ROWS[:3])
     assert np.allclose(deployment.predict(ROWS[:3]), expected, atol=1e-6)
     line = deployment.curl(ROWS[:1])
-    answer = json.loads(subprocess.run(shlex.split(line), capture_output=True, check=True).stdout)
+    answer = json.loads(subprocess.run(line, shell=True, capture_output=True, check=True).stdout)
     assert np.allclose(answer["outputs"][0]["data"], expected[0], atol=1e-6)
-    text = urllib.request.urlopen(_server_url(home) + "/metrics").read().decode()
+    text = _metrics(home, deployment.token_file.read_text().strip())
     assert 'ml_inference_latency_count{instance="127.0.0.1:' in text
     assert 'model_name="small",version="1.0.0"' in text
     assert deployment.metrics()["requests"] == 2
@@ -140,9 +139,10 @@ def test_a_deployment_from_call_to_end(home):
     assert cloudai.deploy(model).wait(60).traffic == {"v1.0.0": 100}, "the name is free again"
 
 
-def _server_url(home):
+def _metrics(home, token):
     state = json.loads(next((home / "local/deployments").glob("*/revisions/*/server.json")).read_text())
-    return f"http://127.0.0.1:{state['port']}"
+    asked = urllib.request.Request(f"http://127.0.0.1:{state['port']}/metrics", headers={"authorization": f"Bearer {token}"})
+    return urllib.request.urlopen(asked).read().decode()
 
 
 def test_a_killed_server_and_a_killed_router_come_back_on_the_same_address(home):

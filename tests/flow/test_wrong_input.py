@@ -219,7 +219,9 @@ def test_wrong_requests(with_model):
     def post(body, length=None):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        connection.request("POST", "/v2/models/small/infer", data, {"content-type": "application/json"})
+        token = deployment.token_file.read_text().strip()
+        headers = {"content-type": "application/json", "authorization": f"Bearer {token}"}
+        connection.request("POST", "/v2/models/small/infer", data, headers)
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read())
 

@@ -7,7 +7,7 @@ import json
 import shutil
 import socket
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from cloudai.drivers.local.processes import Processes
 from cloudai.drivers.protocols import DeploymentStatus, Metric, Percent, Revision, RevisionId, RevisionStatus, Sample
 from cloudai.drivers.samples import read_all_samples
 from cloudai.errors import DriverError, SpecError
-from cloudai.files import replace_file
+from cloudai.files import private_folder, replace_file
+from cloudai.state.tokens import read_token
 
 __all__ = ["Deployments"]
 
@@ -36,7 +37,7 @@ class Deployments:
     def apply(self, name: str, revision: Revision) -> RevisionId:
         """Make sure that the revision's process and the router run."""
         folder = self._root / name
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
         state = ["--state", str(self._revisions(name).folder(revision.id))]
         env = {**revision.env, "CLOUDAI_SCRATCH": state[1]}
         self._revisions(name).start(revision.id, [*revision.argv, *state], env, again=True)
@@ -52,8 +53,8 @@ class Deployments:
         port = revision.port or _read_json(folder / "router.json").get("port") or _free_port()
         if not (folder / "routes.json").exists():
             _write_json(folder / "routes.json", {"traffic": {}, "backends": {}})
-        lease = revision.argv[revision.argv.index("--lease-file") :][:2] if "--lease-file" in revision.argv else ()
-        argv = ["-m", "cloudai.serving.router", "--state", str(folder), "--port", str(port), *lease]
+        shared = [word for option in ("--lease-file", "--token-file") for word in _option(revision.argv, option)]
+        argv = ["-m", "cloudai.serving.router", "--state", str(folder), "--port", str(port), *shared]
         router.start("router", argv, revision.env, again=True)
 
     def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
@@ -124,25 +125,27 @@ class Deployments:
         """Read the metrics of each live revision."""
         from prometheus_client.parser import text_string_to_metric_families
 
-        for _, port in self._live_ports(name):
-            text = _get(port, "/metrics").decode()
+        for port, token in self._live(name):
+            text = _get(port, "/metrics", token=token).decode()
             for family in text_string_to_metric_families(text):
                 for sample in family.samples:
                     yield Metric(sample.name, sample.value, sample.labels)
 
     def samples(self, name: str, since: float, limit: int) -> Iterable[Sample]:
         """Read the kept rows of each revision, after asking the live ones to write theirs down."""
-        for _, port in self._live_ports(name):
-            _get(port, "/internal/flush", method="POST")
+        for port, token in self._live(name):
+            _get(port, "/internal/flush", method="POST", token=token)
         revisions = self._revisions(name)
         folders = {key: revisions.folder(key) / "samples" for key in revisions.keys()}
         for key, block in read_all_samples(folders, since=since, limit=limit):
             yield Sample(key, block.times, tuple(block.ids), block.inputs, block.outputs)
 
-    def _live_ports(self, name: str) -> Iterator[tuple[str, int]]:
+    def _live(self, name: str) -> Iterator[tuple[int, str]]:
+        """Yield the port and the token of each live revision."""
         for key in self._revisions(name).keys():
             if (port := self._port(name, key)) is not None:
-                yield key, port
+                token_file = _read_json(self._revisions(name).folder(key) / "server.json").get("token_file")
+                yield port, read_token(Path(token_file)) if token_file else ""
 
     def _revisions(self, name: str) -> Processes:
         return Processes(self._root / name / "revisions")
@@ -156,10 +159,15 @@ def _answers(port: int, path: str) -> bool:
     return True
 
 
-def _get(port: int, path: str, method: str = "GET") -> bytes:
+def _option(argv: Sequence[str], option: str) -> Sequence[str]:
+    """Return an option of a command line with its value, or nothing where it is not given."""
+    return argv[argv.index(option) :][:2] if option in argv else ()
+
+
+def _get(port: int, path: str, method: str = "GET", token: str = "") -> bytes:
     connection = http.client.HTTPConnection(_HOST, port, timeout=5)
     try:
-        connection.request(method, path)
+        connection.request(method, path, headers={"authorization": f"Bearer {token}"} if token else {})
         response = connection.getresponse()
         body = response.read()
     finally:

@@ -22,13 +22,14 @@ from pathlib import Path
 import psutil
 
 from cloudai.errors import DriverError
+from cloudai.files import append_to, private_folder, replace_file
 
 __all__ = ["Process", "Processes"]
 
-# "mkdir started" makes sure that of two starters only one starts; the trap lets the shell outlive a SIGTERM to the
+# "mkdir … started" makes sure that of two starters only one starts; the trap lets the shell outlive a SIGTERM to the
 # whole group, so that it still writes the exit code of the worker.
 _SHELL = """
-mkdir started 2>/dev/null || exit 0
+mkdir -m 700 started 2>/dev/null || exit 0
 trap : TERM INT HUP
 echo $$ >keeper
 "$@" >>log 2>&1 </dev/null 3>&- &
@@ -79,7 +80,7 @@ class Processes:
             If it could not be started.
         """
         folder = self.folder(key)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
         with _locked(folder / "lock"):
             if again:
                 self._clear_ended(key)
@@ -87,8 +88,8 @@ class Processes:
                 return
             start = _START.format(folder=shlex.quote(cwd or str(folder)))
             command = ["/bin/sh", "-c", _SHELL, "cloudai", "/bin/sh", "-c", start, "cloudai", sys.executable, *argv]
-            (folder / "command.json").write_text(json.dumps(list(argv)))
-            with (folder / "log").open("ab") as log:
+            replace_file(folder / "command.json", json.dumps(list(argv)).encode())
+            with append_to(folder / "log") as log:
                 # the shell is not waited for: it outlives us, and the system takes it over
                 subprocess.Popen(
                     command, cwd=folder, env={**os.environ, **env}, start_new_session=True,

@@ -1,0 +1,98 @@
+"""Who may ask a server: whoever knows the token in its token file."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+from pathlib import Path
+
+from cloudai.errors import SpecError
+from cloudai.serving.asgi import Exchange, HttpError
+from cloudai.state.tokens import read_token
+
+__all__ = ["HERE", "OPEN_PATHS", "Access"]
+
+HERE = "127.0.0.1"
+"""The only address that a server without a token listens on."""
+
+OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
+"""What anybody may ask: whether the process is up, and ready. Load balancers ask it, and it tells nothing else."""
+
+_LOCAL_NAMES = frozenset({b"127.0.0.1", b"localhost"})
+_logger = logging.getLogger(__name__)
+
+
+class Access:
+    """The check of each request against a token file, which is read again when it changes.
+
+    A browser cannot be made to send the token by a page of somebody else's, so with one the request's ``Host`` does not
+    matter, and a server can be reached through a tunnel or proxy. Without a token the ``Host`` must name this machine:
+    else a page could rename its own address to 127.0.0.1 (DNS rebinding) and ask.
+
+    Parameters
+    ----------
+    path : Path, optional
+        The token file; without one, every process of this machine may ask.
+
+    Raises
+    ------
+    SpecError
+        If there is no token in the file, or others can read it.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._seen: tuple[int, ...] | None = None
+        self._token = b""
+        if path is not None:
+            self._seen = _identity(path)
+            self._token = read_token(path).encode()
+
+    def check(self, exchange: Exchange) -> None:
+        """Let a request pass, or refuse it.
+
+        Raises
+        ------
+        HttpError
+            401 without the token; 403 where there is none and the request's host is not this machine.
+        """
+        if exchange.path in OPEN_PATHS:
+            return
+        if self.path is None:
+            if _host_of(exchange) not in _LOCAL_NAMES:
+                raise HttpError(403, "the request names another host", fix=f"ask http://{HERE}, or start with --token-file")
+        elif not self._knows(exchange.header(b"authorization") or b"", self.path):
+            fix = "send 'authorization: Bearer ' and what the file deployment.token_file holds"
+            raise HttpError(401, "the token is missing or wrong", fix=fix, headers=[(b"www-authenticate", b"Bearer")])
+
+    def _knows(self, header: bytes, path: Path) -> bool:
+        scheme, _, given = header.partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._current(path))
+
+    def _current(self, path: Path) -> bytes:
+        """Return the token in force; where the file is gone or bad, the last one stays."""
+        try:
+            seen = _identity(path)
+            if seen != self._seen:
+                self._seen = seen
+                self._token = read_token(path).encode()
+                _logger.info("the token was changed")
+        except (OSError, SpecError) as error:
+            if self._seen is not None:
+                _logger.warning("the last token stays in force: %s", error)
+            self._seen = None
+        return self._token
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116 (asked for every request, and twice as fast)
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+
+
+def _host_of(exchange: Exchange) -> bytes:
+    """Return the name that the client knows us by, without the port; our own where it gave none, as HTTP/1.0 allows."""
+    return (exchange.header(b"host") or b"localhost").partition(b":")[0].lower()
