@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
 
 from cloudai import _api, settings
+from cloudai.agents.catching_up import CatchingUp
 from cloudai.specs.units import parse_duration
 from cloudai.state.leader import leading
 from cloudai.state.ledger import Ledger, Record, open_ledger
@@ -67,6 +68,7 @@ class _Supervisor:
 
     def run(self, idle: float) -> None:
         """Look and act until nothing has been alive for `idle` seconds."""
+        catching_up = CatchingUp(self._ledger.home)
         seen, looked, active = -1, float("-inf"), time.monotonic()
         try:
             while time.monotonic() - active < idle and self._ledger.path.exists():  # a home may be removed
@@ -76,6 +78,7 @@ class _Supervisor:
                     seen, looked = revision, now
                     if self._look(now, news=news):
                         active = now
+                catching_up.look(now)
                 time.sleep(_LISTEN)
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
