@@ -11,7 +11,7 @@ from cloudai.training.tracked import behind
 __all__ = ["CatchingUp"]
 
 _LOOK = 1.0  # seconds between two looks whether anything is behind
-_FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 600.0  # seconds between two tries while a tracker stays down
+_FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0  # seconds between two tries while a tracker stays down
 
 
 class CatchingUp:

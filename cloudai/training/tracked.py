@@ -6,6 +6,7 @@ attempt. A run that ended while its tracker was behind also has an empty file in
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from cloudai import settings
 from cloudai.artifacts.store import Store, sha256
-from cloudai.errors import IntegrityError
+from cloudai.errors import CloudAIError, IntegrityError
 from cloudai.specs.training import TrainSpec
 from cloudai.tracking import Row, TrackedModel, TrackedRun, Tracker, tracker_for
 from cloudai.tracking.registry import NONE
@@ -160,11 +161,12 @@ def mark_behind(home: Path, spec: TrainSpec) -> None:
     """Mark a run that is about to end, unless its tracker has everything of the last attempt."""
     if spec.tracking == NONE:
         return
-    folder = RunFiles(spec).folder
-    attempt = JournalReader(folder).status().get("attempt")
-    note = read_note(folder)
-    if attempt is None or (note is not None and note.complete and note.attempt == attempt):
-        return  # no worker has ever reported, or nothing is missing
+    with contextlib.suppress(CloudAIError, OSError):  # a store that cannot be read says nothing: look again later
+        folder = RunFiles(spec).folder
+        attempt = JournalReader(folder).status().get("attempt")
+        note = read_note(folder)
+        if attempt is None or (note is not None and note.complete and note.attempt == attempt):
+            return  # no worker has ever reported, or nothing is missing
     (home / "behind").mkdir(parents=True, exist_ok=True, mode=0o700)
     (home / "behind" / spec.name).touch()
 

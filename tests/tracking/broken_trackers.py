@@ -71,7 +71,9 @@ class RegistersTwice(Good):
 
 class StaysEnded(Good):
     def end(self, succeeded, at):
-        self._edit(lambda kept: kept[self.key].update(end=succeeded if kept[self.key]["end"] is None else kept[self.key]["end"]))
+        self._edit(
+            lambda kept: kept[self.key].update(end=succeeded if kept[self.key]["end"] is None else kept[self.key]["end"])
+        )
 
 
 class AlwaysSucceeds(Good):
@@ -106,6 +108,10 @@ class WritesWhereTheUserWorks(Good):
 
 def suite(kind):
     class Suite(TrackerConformance):
+        @pytest.fixture(autouse=True)
+        def _elsewhere(self, tmp_path, monkeypatch):
+            monkeypatch.chdir(tmp_path)  # one of them writes there
+
         @pytest.fixture
         def make(self, tmp_path):
             made = []  # kept, so that no two have the same id
