@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 
 def train(context):
-    context.report(0, loss=1.0)
+    context.report({"loss": 1.0}, step=0)
 
 
 @pytest.mark.parametrize(

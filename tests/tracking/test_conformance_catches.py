@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.docs import pages
+
 BROKEN = {
     "Good": set(),
     "AppendsTwice": {"a_call_that_comes_again", "another_process_that_tells_all_again", "a_run_that_comes_back"},
@@ -42,3 +44,22 @@ def test_exactly_the_tests_of_the_broken_clause_fail(failed, name):
     caught = {clause for clause in BROKEN[name] if any(test.startswith(clause) for test in failed[name])}
     assert caught == BROKEN[name]
     assert {test for test in failed[name] if not test.startswith(tuple(BROKEN[name]) or "\0")} == set()
+
+
+def test_the_tracker_on_the_page_passes_with_the_gap_that_it_declares(tmp_path):
+    page = pages.ROOT / "docs" / "how-to" / "track-experiments.md"
+    code = [block.text for block in pages.blocks(page) if re.search("^class (Test)?Diary", block.text, re.MULTILINE)]
+    (tmp_path / "test_diary.py").write_text("\n".join(code))
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--basetemp",
+        str(tmp_path / "t"),
+        "test_diary.py",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert re.search(r"^\d+ passed, 1 xfailed", done.stdout, re.MULTILINE), done.stdout

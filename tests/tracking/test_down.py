@@ -45,7 +45,7 @@ def slow_steps(context):
     go, left, step = Path(context.config["go"]), 10, 0
     while left:
         left -= go.exists()
-        context.report(step, loss=1.0 / (step + 1))
+        context.report({"loss": 1.0 / (step + 1)}, step=step)
         step += 1
         time.sleep(0.05)
 
