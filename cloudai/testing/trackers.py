@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -138,6 +138,14 @@ class TrackerConformance:
         (recorded,) = read(RUN.experiment)
         assert (recorded.metrics, recorded.models) == (WHOLE, [(MODEL.name, MODEL.version, MODEL.digest)])
         assert recorded.succeeded is True
+
+    def test_a_model_in_a_folder_of_this_machine_is_recorded_too(self, make: Make, read: Read, tmp_path: Path) -> None:
+        """A tracker elsewhere cannot see it, and has its name, version and digest all the same."""
+        tracker = make()
+        _tell(tracker, 3)
+        tracker.register(replace(MODEL, uri=str(tmp_path / "models" / "1.0.0")))
+        tracker.end(True, ENDED_AT)
+        assert read(RUN.experiment)[0].models == [(MODEL.name, MODEL.version, MODEL.digest)]
 
     def test_a_run_that_comes_back_goes_on_after_its_end(self, make: Make, read: Read) -> None:
         """A worker was stopped and ended the record; the next one goes on with it to success."""

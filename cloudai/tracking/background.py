@@ -53,6 +53,8 @@ class BackgroundTracker:
     ----------
     problem : str
         Why the tracker is behind; empty where it is not.
+    reached : bool
+        Whether the tracker has ever answered.
     complete : bool
         Whether the tracker has everything, the end included.
     """
@@ -69,6 +71,7 @@ class BackgroundTracker:
         self._moved = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="cloudai-tracker", daemon=True)
         self.problem = ""
+        self.reached = False
         self.complete = False
 
     def add(self, rows: Iterable[Row]) -> None:
@@ -143,6 +146,7 @@ class BackgroundTracker:
     def _started(self) -> Tracker:
         tracker, run = self._source.begin()
         tracker.start(run)
+        self.reached = True
         with self._lock:
             self._listening = True  # from here on nothing is missed: what comes now is queued, the rest is read
         rows = self._source.rows()

@@ -110,8 +110,8 @@ class MlflowTracker:
         self._make_registered(model.name)
         found = self._versions_of(model)
         if not found:
-            tags = {"cloudai.version": model.version, "cloudai.digest": model.digest}
-            self._client.create_model_version(model.name, model.uri, self._run, tags=tags)
+            tags = {"cloudai.version": model.version, "cloudai.digest": model.digest, "cloudai.uri": model.uri}
+            self._client.create_model_version(model.name, self._source(model), self._run, tags=tags)
             found = self._versions_of(model)
         for other in found[1:]:
             self._client.delete_model_version(model.name, str(other.version))
@@ -120,6 +120,11 @@ class MlflowTracker:
     def end(self, succeeded: bool, at: float) -> None:
         """End the MLflow run."""
         self._client.set_terminated(self._run, "FINISHED" if succeeded else "FAILED", int(at * 1000))
+
+    def _source(self, model: TrackedModel) -> str:
+        """Return where the model lies; a server refuses folders, which could be its own, so there it is only named."""
+        local = urlsplit(model.uri).scheme in ("", "file") and self._uri.startswith("http")
+        return f"cloudai://{model.name}/{model.version}" if local else model.uri
 
     def _experiment(self, name: str) -> str:
         """Return the id of an experiment, which others may be making at this moment."""

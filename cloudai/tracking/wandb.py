@@ -177,12 +177,15 @@ class WandbTracker:
                 self._step = row.step
 
     def register(self, model: TrackedModel) -> None:
-        """Log the model as an artifact that refers to the store; the same content is the same version there."""
+        """Log the model as an artifact that names it; the same digest is the same version there.
+
+        The reference is in cloudai's own words, since wandb would look for the files, with packages that may not be installed.
+        """
         import wandb
 
-        uri = model.uri if "://" in model.uri else Path(model.uri).absolute().as_uri()
-        artifact = wandb.Artifact(model.name, "model", metadata={"version": model.version, "digest": model.digest})
-        artifact.add_reference(uri, name="model", checksum=False)
+        about = {"version": model.version, "digest": model.digest, "uri": model.uri}
+        artifact = wandb.Artifact(model.name, "model", metadata=about)
+        artifact.add_reference(f"cloudai://{model.name}/{model.version}?sha256={model.digest}", name="model")
         self._run.log_artifact(artifact, aliases=[f"v{model.version.replace('.', '-')}"])
         self._run.summary["cloudai.model"] = f"{model.name}@{model.version}"
 

@@ -58,42 +58,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     home = settings.current().home
     with _alone(home):
-        down: dict[str, str] = {}
-        for name in names or behind(home):
-            _catch_up(home, name, down)
-    return 1 if down else 0
+        down: set[str] = set()
+        told = [_catch_up(home, name, down) for name in names or behind(home)]
+    return 0 if all(told) else 1
 
 
-def _catch_up(home: Path, name: str, down: dict[str, str]) -> None:
-    """Catch up one run; an address that has just failed is not asked again."""
+def _catch_up(home: Path, name: str, down: set[str]) -> bool:
+    """Catch up one run, and return whether nothing is left to be told; an address where nobody was is not asked again."""
     ledger = open_ledger()
     try:
         record = ledger.get("run", name)
     except NotFoundError:
         unmark_behind(home, name)
-        return
+        return True
     spec = TrainSpec.model_validate(record.spec)
     if not record.ended or spec.tracking in down:
-        return
-    problem = tell(spec, succeeded=record.phase == "succeeded", patience=_PATIENCE)
-    if problem:
-        down[spec.tracking] = problem
-    else:
+        return False
+    tracker = _tell(spec, succeeded=record.phase == "succeeded")
+    log.info("%s in %s: %s", name, spec.tracking, "complete" if tracker.complete else tracker.problem)
+    if tracker.complete:
         unmark_behind(home, name)
-    log.info("%s in %s: %s", name, spec.tracking, problem or "complete")
+    elif not tracker.reached:
+        down.add(spec.tracking)
+    return tracker.complete
 
 
-def tell(spec: TrainSpec, *, succeeded: bool, patience: float) -> str:
-    """Tell the tracker of an ended run everything, note how that went, and return why it is still behind, if so."""
+def _tell(spec: TrainSpec, *, succeeded: bool) -> BackgroundTracker:
+    """Tell the tracker of an ended run everything, and note how that went."""
     folder = RunFiles(spec).folder
     reader = JournalReader(folder)
     status = reader.status()
     tracker = BackgroundTracker(RunSource(spec))
     tracker.close(succeeded, status.get("updated", 0.0), tracked_model(reader.result()))
-    complete = tracker.wait(_LONGEST, patience=patience)
+    complete = tracker.wait(_LONGEST, patience=_PATIENCE)
     note = replace(first_note(folder), attempt=status.get("attempt", 0), complete=complete, problem=tracker.problem)
     write_note(folder, note)
-    return "" if complete else tracker.problem
+    return tracker
 
 
 @contextmanager
