@@ -180,6 +180,26 @@ def test_weights_and_biases_offline_has_the_run_and_nothing_lies_elsewhere(home,
     assert sorted(path.name for path in user.rglob("*")) == ["home"]
 
 
+@pytest.mark.slow
+def test_weights_and_biases_that_cannot_be_reached_stops_nothing_and_its_key_is_written_nowhere(home, monkeypatch, tmp_path):
+    key = "canary" + "0" * 34
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CLOUDAI_TRACKING", "wandb://me/digits")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        run = train("unreachable").wait(90, progress=False)
+        assert "which is behind" in str(run)
+        assert behind(home) == ["unreachable"]
+        with pytest.raises(NotReadyError, match="wandb://me/digits is behind"):
+            run.track(wait=True)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("wandb" in path.parts for path in files)
+    assert [path for path in files if key.encode() in path.read_bytes()] == []
+    assert key not in str(run) + "".join(run.logs())
+
+
 ENTRY_POINT = """
 import json
 class Tracker:
