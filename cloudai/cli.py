@@ -10,12 +10,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from cloudai import __version__, _api, doctor
+from cloudai import __version__, _api, doctor, settings
 from cloudai.display import nearest
 from cloudai.errors import CloudAIError, SpecError
 from cloudai.inventory import Inventory, Ledgered
 from cloudai.serving.deployment import Deployment
 from cloudai.training import tracked
+from cloudai.training.catch_up import start_catching_up
 from cloudai.training.run import Run
 
 __all__ = ["main"]
@@ -156,15 +157,21 @@ def _cleanup(args: argparse.Namespace) -> None:
         _say("ended")
 
 
-def _track(args: argparse.Namespace) -> None:
-    from cloudai.state.ledger import open_ledger
-
-    refs = [args.ref] if args.ref else [f"run/{name}" for name in tracked.behind(open_ledger().home)]
-    for ref in refs:
-        run = _run(ref, "records are")
+def _track(args: argparse.Namespace) -> int:
+    if args.ref:
+        run = _run(args.ref, "records are")
         _say(f"{run.track(wait=True).ref} is recorded in {run.spec.tracking}")
-    if not refs:
+        return 0
+    home = settings.current().home
+    names = tracked.behind(home)
+    if not names:
         _say("no tracker is behind")
+        return 0
+    start_catching_up(home).wait()
+    left = tracked.behind(home)
+    for name in names:
+        _say(f"run/{name} " + (f"is still behind: `cloudai show run/{name}` says why" if name in left else "is recorded"))
+    return _WRONG if left else 0
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -184,14 +184,17 @@ def _make_database(uri: str) -> None:
     Without this, two processes that start at once would both make the tables, and one of them would fail.
     """
     path = _file(uri)
-    if path is None or path.exists():
+    if path is None:
+        return
+    for left in path.parent.glob(f".{path.name}.*.tmp*"):
+        with contextlib.suppress(FileNotFoundError):  # another process removes them, too
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()  # of one who was killed
+    if path.exists():
         return
     from mlflow.tracking import MlflowClient
 
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for left in path.parent.glob(f".{path.name}.*.tmp*"):
-        if time.time() - left.stat().st_mtime > _ABANDONED:
-            left.unlink(missing_ok=True)  # of one who was killed
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         MlflowClient(tracking_uri=f"sqlite:///{draft}", registry_uri=f"sqlite:///{draft}").search_experiments(max_results=1)

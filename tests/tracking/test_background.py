@@ -125,11 +125,11 @@ def test_one_that_hangs_holds_up_nobody(tracker, journal):
 
 def test_patience_is_for_the_next_answer_not_for_all_of_them(tracker, journal):
     log = tracker.log
-    tracker.log = lambda sent: (time.sleep(0.15), log(sent))
+    tracker.log = lambda sent: (time.sleep(0.3), log(sent))
     journal.written = rows(0, 4500)
     feeder = BackgroundTracker(journal)
     feeder.close(True, 0.0)
-    assert feeder.wait(60, patience=0.5)  # five answers of 0.15 s each
+    assert feeder.wait(60, patience=1.0)  # five answers of 0.3 s each
     assert len(tracker.rows) == 4500
 
 

@@ -84,6 +84,7 @@ def test_one_that_accepts_and_never_answers_holds_up_the_end_for_seconds_only(ho
         assert "which is behind" in str(run)
 
 
+@pytest.mark.slow
 def test_one_where_nobody_listens_is_said_and_can_be_asked_again_by_hand(home, monkeypatch):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # taken, and nobody listens: connections are refused
@@ -94,6 +95,9 @@ def test_one_where_nobody_listens_is_said_and_can_be_asked_again_by_hand(home, m
         with pytest.raises(NotReadyError, match=f"{uri} is behind: "):
             run.track(wait=True)
         asked = subprocess.run([CLI, "track", "run/alone"], capture_output=True, text=True, timeout=90)
+        all_of_them = subprocess.run([CLI, "track"], capture_output=True, text=True, timeout=90)
+        assert all_of_them.stdout == "run/alone is still behind: `cloudai show run/alone` says why\n"
+        assert all_of_them.returncode == 1
     assert (asked.returncode, asked.stdout) == (1, "")
     assert [line.partition(":")[0] for line in asked.stderr.splitlines()] == [uri.partition(":")[0], "Fix"]
 
