@@ -36,6 +36,7 @@ from cloudai.specs.serving import DeploySpec, ServerLimits
 from cloudai.specs.training import CheckpointPolicy, FailurePolicy, Loop, TrainSpec, Work
 from cloudai.state.leader import ensure_supervisor
 from cloudai.state.ledger import Ledger, Record, open_ledger
+from cloudai.tracking import check_address, parse_address
 from cloudai.training.advance import advance as advance_run
 from cloudai.training.advance import due as run_due
 from cloudai.training.advance import needs_of as run_needs
@@ -287,8 +288,10 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
     loop_options = {key: value for key, value in options.items() if key in Loop.model_fields}
     _refuse_unknown("train", options, TrainOptions)
     loop = Loop.of(**loop_options)
+    tracking = parse_address(now.tracking)
     if registry.train_driver(options.get("on", "local")).capabilities.here:
         _require("training", "train", "torch")
+        check_address(tracking)
         if options.get("num_workers", 1) != 1:
             _require("training with several workers", "ray", "ray")
     base = options.get("model_name") or base_name(work)
@@ -307,7 +310,7 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
         failure=FailurePolicy.of(max_failures=options.get("max_failures", 3)),
         lease=options.get("lease", now.run_lease),
         store=now.store,
-        tracking=now.tracking,
+        tracking=tracking,
     )
     refuse_secrets(spec.config, "config")
     if loop.batch_size % spec.scaling.num_workers:

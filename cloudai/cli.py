@@ -1,77 +1,149 @@
-"""The command line: the same verbs from a shell. ``cloudai ps | logs | cancel | cleanup | costs | doctor``."""
+"""The command line: the same verbs from a shell. ``cloudai ps | show | logs | cancel | cleanup | costs | track | doctor``."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from typing import Any, NoReturn
 
-from cloudai import __version__, _api, settings
-from cloudai.display import Table
-from cloudai.drivers import registry
+from cloudai import __version__, _api, doctor, settings
+from cloudai.display import nearest
 from cloudai.errors import CloudAIError, SpecError
+from cloudai.inventory import Inventory, Ledgered
 from cloudai.serving.deployment import Deployment
+from cloudai.state.ledger import open_ledger
+from cloudai.training import tracked
+from cloudai.training.catch_up import start_catching_up
 from cloudai.training.run import Run
 
 __all__ = ["main"]
 
-_EXTRAS = {"torch": "train", "mlflow": "train", "ray": "ray", "uvicorn": "serve", "aiohttp": "serve", "ipywidgets": "notebook"}
+_WRONG, _INTERRUPTED = 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, 1 for an error of ours, which prints two lines."""
     args = _parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], None] = args.command
+    command: Callable[[argparse.Namespace], int | None] = args.command
     try:
-        command(args)
+        code = command(args) or 0
+        sys.stdout.flush()
     except CloudAIError as error:
         sys.stderr.write(f"{error}\n")
-        return 1
-    except (KeyboardInterrupt, BrokenPipeError):
-        return 130
-    return 0
+        return _WRONG
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:  # whoever read has gone, as `head` does; nothing is left to be flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _INTERRUPTED
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are two lines, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        fix = nearest(unknown[1], re.findall(r"[\w-]+", unknown[2])) if unknown else f"{self.prog} --help"
+        what = f"there is no command {unknown[1]!r}" if unknown else f"{self.prog}: {message}"
+        self.exit(2, f"{what}\nFix: {fix}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cloudai", description="What is alive, what it says, what it costs, and its end.")
+    parser = _Parser(prog="cloudai", description="What is alive, what it says, what it costs, and its end.")
     parser.add_argument("--version", action="version", version=f"cloudai {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    commands.add_parser("ps", help="list what is alive").set_defaults(command=lambda _: _say(str(_api.ps())))
-    commands.add_parser("costs", help="list what everything has cost").set_defaults(command=lambda _: _say(str(_api.costs())))
-    show = commands.add_parser("show", help="show one run, deployment or monitor")
-    show.add_argument("ref")
-    show.set_defaults(command=lambda args: _say(str(_api.attach(args.ref))))
-    logs = commands.add_parser("logs", help="print what a run's workers wrote")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int | None], what: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=what, description=what.capitalize() + ".")
+        added.set_defaults(command=command)
+        return added
+
+    _json(add("ps", _ps, "list what is alive"))
+    _json(add("costs", _costs, "list what everything has cost"))
+    add("show", _show, "show one run, deployment or monitor").add_argument("ref")
+    logs = add("logs", _logs, "print what a run's workers wrote")
     logs.add_argument("ref")
     logs.add_argument("-f", "--follow", action="store_true", help="until it ends")
-    logs.set_defaults(command=_logs)
-    cancel = commands.add_parser("cancel", help="end one run, deployment or monitor")
-    cancel.add_argument("ref")
-    cancel.set_defaults(command=_cancel)
-    cleanup = commands.add_parser("cleanup", help="list what no live process holds")
+    add("cancel", _cancel, "end one run, deployment or monitor").add_argument("ref")
+    cleanup = add("cleanup", _cleanup, "list what no live process holds")
     cleanup.add_argument("--apply", action="store_true", help="and end it")
-    cleanup.set_defaults(command=_cleanup)
-    commands.add_parser("doctor", help="say what is installed, where things are, and what is missing").set_defaults(
-        command=_doctor
-    )
+    track = add("track", _track, "tell trackers what they missed of a run that has ended, or of all such runs")
+    track.add_argument("ref", nargs="?")
+    examine = add("doctor", _doctor, "say what is installed, reachable and missing, each with its fix")
+    _json(examine)
+    trust = "take this machine's clock for right, and bring back what the ledger says of its future"
+    examine.add_argument("--trust-clock", action="store_true", help=trust)
     return parser
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for machines")
 
 
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def _say_json(value: Any) -> None:
+    _say(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _ps(args: argparse.Namespace) -> None:
+    _list(_api.ps(), as_json=args.json)
+
+
+def _costs(args: argparse.Namespace) -> None:
+    _list(_api.costs(), as_json=args.json)
+
+
+def _list(found: Inventory, *, as_json: bool) -> None:
+    if as_json:
+        _say_json({"entries": [_entry(entry) for entry in found.entries], "totals": found.totals})
+    else:
+        _say(str(found))
+
+
+def _entry(entry: Ledgered) -> dict[str, Any]:
+    """Return one object for machines; times are unix times."""
+    record, spent = entry.record, entry.spending
+    priced = spent is not None and bool(spent.currency)
+    return {
+        "ref": record.ref,
+        "phase": record.phase,
+        "created": record.created,
+        "updated": record.updated,
+        "pids": entry.pids,
+        "held_by": [str(holder) for holder in entry.holders],
+        "spent": {"amount": spent.amount, "currency": spent.currency} if spent is not None and priced else None,
+    }
+
+
+def _show(args: argparse.Namespace) -> None:
+    _say(str(_api.attach(args.ref)))
+
+
 def _logs(args: argparse.Namespace) -> None:
-    found = _api.attach(args.ref)
-    if not isinstance(found, Run):
-        raise SpecError(f"{args.ref!r} is no run", fix="logs are of runs: cloudai logs run/NAME")
-    for line in found.logs(follow=args.follow):
+    for line in _run(args.ref, "logs are").logs(follow=args.follow):
         _say(line)
+
+
+def _run(ref: str, what: str) -> Run:
+    found = _api.attach(ref)
+    if not isinstance(found, Run):
+        raise SpecError(f"{ref!r} is no run", fix=f"{what} of runs: give run/NAME")
+    return found
 
 
 def _cancel(args: argparse.Namespace) -> None:
     found = _api.attach(args.ref)
+    if found.ended:
+        _say(f"{found.ref} has ended already: {found.phase}")
+        return
     if isinstance(found, Run):
         found.cancel()
     elif isinstance(found, Deployment):
@@ -89,17 +161,33 @@ def _cleanup(args: argparse.Namespace) -> None:
         _say("ended")
 
 
-def _doctor(args: argparse.Namespace) -> None:
-    _say(f"cloudai {__version__}, Python {sys.version.split()[0]}")
-    _say(str(settings.current()))
-    rows = [
-        (package, "yes" if find_spec(package) else f'no: pip install "cloudai[{extra}]"') for package, extra in _EXTRAS.items()
-    ]
-    _say(Table(("package", "installed"), rows).text())
-    problems = [(name, problem.what, problem.fix) for name, problem in registry.problems()]
-    drivers = ", ".join(registry.names())
-    _say(f"drivers: {drivers}")
-    _say(Table(("driver", "problem", "fix"), problems).text() if problems else "no driver has a problem")
+def _track(args: argparse.Namespace) -> int:
+    if args.ref:
+        run = _run(args.ref, "records are")
+        _say(f"{run.track(wait=True).ref} is recorded in {run.spec.tracking}")
+        return 0
+    home = settings.current().home
+    names = tracked.behind(home)
+    if not names:
+        _say("no tracker is behind")
+        return 0
+    start_catching_up(home).wait()
+    left = tracked.behind(home)
+    for name in names:
+        _say(f"run/{name} " + (f"is still behind: `cloudai show run/{name}` says why" if name in left else "is recorded"))
+    return _WRONG if left else 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    if args.trust_clock:
+        _say(f"{open_ledger().trust_clock()} objects were brought back to this machine's time")
+        return 0
+    report = doctor.examine()
+    if args.json:
+        _say_json(report.to_json())
+    else:
+        _say(str(report))
+    return 0 if report.well else _WRONG
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ class Settings(Shown):
     store : str
         Where artifacts go: a folder or any fsspec URL. Default: ``<home>/store``.
     tracking : str
-        MLflow's tracking URI, or ``"none"``. Default: SQLite in ``<home>/mlflow.db``.
+        Where runs are recorded: MLflow's tracking URI, ``wandb://ENTITY/PROJECT``, another tracker's address, or ``"none"``.
+        Default: MLflow on SQLite in ``<home>/mlflow.db``.
     local_price_per_hour : float
         What an hour of this machine costs, in ``currency``. 0 means "not counted", and plans say so.
     currency : str

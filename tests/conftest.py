@@ -15,6 +15,8 @@ import pytest
 from cloudai import settings
 from cloudai.state import handles
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

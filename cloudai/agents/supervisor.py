@@ -6,6 +6,7 @@ It holds nothing in memory: killed at any moment, the next one goes on from the 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import sys
@@ -14,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
 
 from cloudai import _api, settings
+from cloudai.agents.catching_up import CatchingUp
 from cloudai.agents.faults import Faults
 from cloudai.errors import LedgerError
 from cloudai.specs.confidential import start_log
@@ -99,6 +101,7 @@ class _Supervisor:
 
     def run(self, idle: float) -> None:
         """Look and act until nothing has been alive for `idle` seconds."""
+        catching_up = CatchingUp(self._ledger.home)
         seen, looked, quiet_since = -1, float("-inf"), float("inf")
         try:
             while time.monotonic() - quiet_since < idle and self._ledger.exists() and not self._reading.hopeless:
@@ -112,6 +115,8 @@ class _Supervisor:
                 except LedgerError as error:
                     self._reading.note(error)
                     seen, quiet_since = -1, float("inf")  # what cannot be read is not nothing
+                with contextlib.suppress(OSError):  # a home may be removed
+                    catching_up.look(time.monotonic())
                 time.sleep(self._ledger.poll + self._reading.pause)
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)

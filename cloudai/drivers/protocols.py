@@ -66,6 +66,8 @@ class Problem:
 
     what: str
     fix: str
+    passing: bool = False
+    """Whether it matters only to whoever uses the driver now, and nothing on this machine is to be mended."""
 
 
 @dataclass(frozen=True)

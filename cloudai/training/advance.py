@@ -27,9 +27,10 @@ from cloudai.planning.silence import Silence, asks_again
 from cloudai.planning.spending import price_of
 from cloudai.specs.confidential import redact, redacted
 from cloudai.specs.training import TrainSpec
-from cloudai.state.ledger import Ledger, Record
+from cloudai.state.ledger import ENDED, Ledger, Record
 from cloudai.training.job import JOB, RunFiles
 from cloudai.training.journal import JournalReader
+from cloudai.training.tracked import mark_behind
 
 __all__ = ["advance", "due", "needs_of"]
 
@@ -249,6 +250,8 @@ class _Advance:
         self._observe(phase, status, f"{phase}: {status['reason']}")
 
     def _observe(self, phase: str, change: Mapping[str, Any], event: str) -> None:
+        if phase in ENDED:
+            mark_behind(self.ledger.home, self.spec)
         self.ledger.observe("run", self.spec.name, phase, {"attempts": self.attempts, **change}, event=event)
 
 

@@ -9,7 +9,8 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,19 @@ import torch
 from cloudai.artifacts import torch_models, trees
 from cloudai.artifacts.bundle import loaded, resolve
 from cloudai.artifacts.model import Model, code_folder, named_columns, save_model
-from cloudai.artifacts.store import sha256
 from cloudai.errors import CloudAIError, SpecError
 from cloudai.specs.confidential import redact, redacted
 from cloudai.specs.training import TrainSpec
 from cloudai.statistics.profiles import Profile
-from cloudai.tracking import BackgroundTracker
+from cloudai.tracking import Row, TrackedModel
+from cloudai.tracking.background import BackgroundTracker
+from cloudai.tracking.registry import NONE
 from cloudai.training import loop, randomness
 from cloudai.training.checkpoints import Checkpoints
 from cloudai.training.context import Context, Group, Stopped
 from cloudai.training.job import RunFiles
 from cloudai.training.journal import Journal
+from cloudai.training.tracked import RunSource, first_note, lineage, tracked_model, write_note
 
 __all__ = ["FAILED", "LOST", "STOPPED", "SUCCEEDED", "execute"]
 
@@ -40,6 +43,9 @@ SUCCEEDED, FAILED, LOST, STOPPED = 0, 1, 75, 143
 143 is what a shell gives for SIGTERM."""
 
 _EXAMPLE_ROWS = 8
+_LAST_TRY = 5.0
+"""Seconds that a finished run waits for its tracker; one second for one that is behind already. The rest is caught up later."""
+
 _OWN_LOOP = "the training loop is your own function: cloudai cannot know all of its state"
 
 
@@ -58,15 +64,16 @@ def execute(spec: TrainSpec, attempt: int, group: Group, stop_reason: Callable[[
 class _Worker:
     def __init__(self, files: RunFiles, attempt: int, group: Group, stop_reason: Callable[[], str]) -> None:
         spec = files.spec
-        self.files, self.spec, self.group = files, spec, group
+        self.files, self.spec, self.group, self.attempt = files, spec, group, attempt
         torch.set_num_threads(max(1, math.ceil(spec.resources.cpus)))
         randomness.seed_all(spec.seed, group.rank)
         self.journal: Journal | None = None
         self.tracker: BackgroundTracker | None = None
         self._latest: dict[str, float] = {}
         if group.rank == 0:
-            self.journal = Journal(files.folder, attempt, {"pid": os.getpid(), "total_steps": total_steps(spec)})
-            self.tracker = BackgroundTracker(spec.tracking, spec.model_name, spec.name, _params(spec), _tags(spec))
+            about = {"pid": os.getpid(), "total_steps": total_steps(spec)}
+            self.journal = Journal(files.folder, attempt, about, self._written)
+            self.tracker = None if spec.tracking == NONE else BackgroundTracker(RunSource(spec, attempt), self._behind)
         self.context = Context(
             spec,
             self._data(),
@@ -95,13 +102,28 @@ class _Worker:
         self._succeeded(model, metrics)
         return SUCCEEDED
 
-    def close(self, *, succeeded: bool, model: tuple[str, str, str, str] | None = None) -> None:
-        """Write what is still in memory."""
-        if self.tracker is not None and self.journal is not None:
-            if succeeded or self.tracker.problem == "":
-                self.tracker.close(succeeded, model)
-            self.journal.update(tracking=redact(self.tracker.problem))
-            self.journal.close()
+    def close(self, *, succeeded: bool, model: TrackedModel | None = None) -> None:
+        """Write what is still in memory, then let the tracker have it."""
+        if self.journal is None:
+            return
+        self.journal.close()
+        if self.tracker is not None:
+            self.tracker.close(succeeded, time.time(), model)
+            self.tracker.wait(1.0 if self.tracker.problem else _LAST_TRY)
+            self._note(self.tracker)
+            self.journal.flush()
+
+    def _note(self, tracker: BackgroundTracker) -> None:
+        """Note what the tracker has; where that fails, nothing says that it has everything, and it is told once more."""
+        assert self.journal is not None
+        problem = redact(tracker.problem)
+        self.journal.update(tracking=problem)
+        try:
+            note = first_note(self.files.folder)
+            note = replace(note, attempt=self.attempt, complete=tracker.complete, problem=problem)
+            write_note(self.files.folder, note)
+        except (CloudAIError, OSError) as error:
+            log.warning("the note on tracking cannot be written: %s", error)
 
     def _data(self) -> Mapping[str, np.ndarray] | None:
         if not self.spec.work.data:
@@ -155,16 +177,23 @@ class _Worker:
             "signature": signature.to_json(),
             "metrics": dict(metrics),
             "features": list(self.spec.work.features),
-            "lineage": _lineage(self.spec),
+            "lineage": lineage(self.spec),
         }
         return save_model(self.files.store, self.spec.model_name, files, facts, run=self.spec.name)
 
     def _reported(self, step: int, metrics: Mapping[str, float]) -> None:
         assert self.journal is not None
-        assert self.tracker is not None
         self._latest.update(metrics)
         self.journal.add(step, metrics)
-        self.tracker.add(step, metrics)
+
+    def _written(self, rows: Sequence[Row]) -> None:
+        """Let the tracker know what is in the store: never more, or a restarted worker could not say it again."""
+        if self.tracker is not None:
+            self.tracker.add(rows)
+
+    def _behind(self, problem: str) -> None:
+        if self.journal is not None:
+            self.journal.update(tracking=problem)
 
     def _flush(self) -> None:
         assert self.journal is not None
@@ -179,13 +208,11 @@ class _Worker:
             return
         exact = self.spec.work.kind == "module"
         result: dict[str, Any] = {"metrics": dict(metrics), "exact": exact, "why_not_exact": "" if exact else _OWN_LOOP}
-        entry = None
         if model is not None:
-            entry = (model.name, model.version, model.uri, model.digest)
-            result["model"] = dict(zip(("name", "version", "uri", "digest"), entry, strict=True))
+            result["model"] = {"name": model.name, "version": model.version, "uri": model.uri, "digest": model.digest}
         self.journal.update(doing="recording in the tracker")
         self.files.folder.write_json("result.json", result)  # before the tracker: the run has succeeded, whatever it says
-        self.close(succeeded=True, model=entry)
+        self.close(succeeded=True, model=tracked_model(result))
 
     def _failed(self, error: BaseException, folder: Path) -> None:
         what = error.what if isinstance(error, CloudAIError) else f"{type(error).__name__}: {error}"
@@ -216,25 +243,3 @@ def _user_frames(error: BaseException, folder: Path) -> str:
     for frame in frames:
         frame.filename = str(Path(frame.filename).name)
     return "".join(traceback.format_list(frames))
-
-
-def _lineage(spec: TrainSpec) -> dict[str, str]:
-    work = spec.work
-    return {
-        "run": spec.name,
-        "code": Path(work.code).stem,
-        "module": Path(work.module).stem,
-        "data": Path(work.data).stem,
-        "spec": sha256(spec.model_dump_json(exclude={"name"}).encode()),
-    }
-
-
-def _params(spec: TrainSpec) -> dict[str, str]:
-    loop_params = spec.loop.model_dump() if spec.work.kind == "module" else {}
-    workers = {"num_workers": spec.scaling.num_workers, "seed": spec.seed}
-    return {key: str(value) for key, value in {**loop_params, **workers, **spec.config}.items()}
-
-
-def _tags(spec: TrainSpec) -> dict[str, str]:
-    lineage = {f"cloudai.{name}": value for name, value in _lineage(spec).items()}
-    return {**lineage, "cloudai.run": spec.name}

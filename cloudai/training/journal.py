@@ -10,12 +10,13 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cloudai.artifacts.store import Store
 from cloudai.errors import IntegrityError
+from cloudai.tracking import Row
 
 __all__ = ["Journal", "JournalReader", "Row"]
 
@@ -25,16 +26,6 @@ _FIRST_FLUSH = 0.25  # seconds
 _NUMBERS = ("attempt", "pid", "step", "total_steps", "checkpoint", "resumed_from")
 _SHARE = 0.01
 """Flushes come at intervals of at least this share of the time passed, so that a week's run does not write a million files."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """Metrics at a step."""
-
-    step: int
-    metrics: Mapping[str, float]
-    at: float
-    """Unix time."""
 
 
 class Journal:
@@ -48,11 +39,20 @@ class Journal:
         How often the run was started, from 1.
     status : mapping
         What is known from the start, such as the process id.
+    on_written : callable
+        Called with rows that are in the store now.
     """
 
-    def __init__(self, store: Store, attempt: int, status: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        attempt: int,
+        status: Mapping[str, Any],
+        on_written: Callable[[Sequence[Row]], None] = lambda rows: None,
+    ) -> None:
         self._store = store
         self._attempt = attempt
+        self._on_written = on_written
         self._status = {"attempt": attempt, "started": time.time(), **status}
         self._rows: list[Row] = []
         self._files = 0
@@ -92,7 +92,9 @@ class Journal:
             lines = [[row.step, row.metrics, row.at] for row in rows]
             self._store.write(f"metrics/{self._attempt:04d}-{self._files:06d}.json", json.dumps(lines).encode())
             self._files += 1
+            written = list(rows)
             rows.clear()  # written: if the status fails now, they must not be written again
+            self._on_written(written)
         self._store.write_json("status.json", status)
 
     def close(self) -> None:
@@ -123,15 +125,25 @@ class JournalReader:
 
     def rows(self) -> list[Row]:
         """Return all metrics in order of step; what a later attempt did again counts once, as it was done last."""
-        for name in self.store.list("metrics"):
-            if name not in self._chunks:
-                self._chunks[name] = _read_rows(self.store, f"metrics/{name}")
         rows: dict[int, Row] = {}
-        for name in sorted(self._chunks):
-            for row in self._chunks[name]:
+        for reported in self.attempts().values():
+            for row in reported:
                 known = rows.get(row.step)
                 rows[row.step] = Row(row.step, {**known.metrics, **row.metrics}, row.at) if known else row
         return [rows[step] for step in sorted(rows)]
+
+    def attempts(self) -> dict[int, list[Row]]:
+        """Return for each attempt what it reported, in order."""
+        for name in self.store.list("metrics"):
+            if name not in self._chunks:
+                self._chunks[name] = _read_rows(self.store, f"metrics/{name}")
+        attempts: dict[int, list[Row]] = {}
+        for name in sorted(self._chunks):
+            number = name.partition("-")[0]
+            if not number.isdecimal():
+                raise _damaged(self.store, f"metrics/{name}")
+            attempts.setdefault(int(number), []).extend(self._chunks[name])
+        return attempts
 
     def result(self) -> Mapping[str, Any] | None:
         """Return how the run succeeded; None while it has not."""

@@ -12,14 +12,18 @@ from cloudai.artifacts.model import Model
 from cloudai.display import Card, Curve, duration
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import JobId
-from cloudai.errors import NotFoundError, NotReadyError, RunFailedError
+from cloudai.errors import NotFoundError, NotReadyError, RunFailedError, SpecError
 from cloudai.planning.spending import Span, Spending, spending
 from cloudai.specs.confidential import redact
 from cloudai.specs.training import TrainSpec
 from cloudai.state.handles import Handle
 from cloudai.state.ledger import Ledger, Record
+from cloudai.tracking import Row
+from cloudai.tracking.registry import NONE
+from cloudai.training.catch_up import start_catching_up
 from cloudai.training.job import RunFiles
-from cloudai.training.journal import JournalReader, Row
+from cloudai.training.journal import JournalReader
+from cloudai.training.tracked import read_note
 
 __all__ = ["Run", "RunStatus"]
 
@@ -75,6 +79,7 @@ class Run(Handle):
         self._journal = JournalReader(RunFiles(self.spec).folder)
         self._rows: list[Row] = []
         self._worker: Mapping[str, Any] = {}
+        self._untracked = ""
         super().__init__(ledger, record)
 
     def __repr__(self) -> str:
@@ -83,6 +88,18 @@ class Run(Handle):
     def _read(self, record: Record) -> None:
         self._worker = dict(self._journal.status())
         self._rows = self._journal.rows()
+        self._untracked = self._read_untracked(record)
+
+    def _read_untracked(self, record: Record) -> str:
+        """Return why the tracker is behind; empty where it is not, or nothing has been reported yet."""
+        if self.spec.tracking == NONE or not self._worker:
+            return ""
+        if not record.ended:
+            return str(self._worker.get("tracking", ""))
+        note = read_note(self._journal.store)
+        if note is None or note.attempt != self._worker.get("attempt"):
+            return "it was not told how the run ended"
+        return "" if note.complete else note.problem or "it was not told everything"
 
     @property
     def status(self) -> RunStatus:
@@ -200,6 +217,37 @@ class Run(Handle):
         if not self.ended:
             self._want(cancel=True)
 
+    def track(self, *, wait: bool = False) -> Run:
+        """Tell the tracker everything once more, such as after it was down for longer than the supervisor ran.
+
+        It happens in a process of its own, and by itself now and then; what the tracker has already stays as it is.
+
+        Parameters
+        ----------
+        wait : bool
+            Whether to wait until the tracker has everything.
+
+        Raises
+        ------
+        NotReadyError
+            If the run goes on, and so is recorded by its worker; or if the tracker is still behind after the wait.
+        SpecError
+            If the run was started with ``tracking="none"``.
+        """
+        if self.spec.tracking == NONE:
+            raise SpecError(f"the run {self.name!r} is tracked in nothing", fix="set tracking= before the next run")
+        self.refresh()
+        if not self.ended:
+            raise NotReadyError(f"the run {self.name!r} is {self.phase}: its worker records it", fix="run.wait() first")
+        process = start_catching_up(self._ledger.home, [self.name])
+        if wait:
+            process.wait()
+            self.refresh()
+            if self._untracked:
+                fix = f"see that it runs, then cloudai.attach({self.ref!r}).track()"
+                raise NotReadyError(f"{self.spec.tracking} is behind: {self._untracked}", fix=fix)
+        return self
+
     def logs(self, *, follow: bool = False) -> Iterator[str]:
         """Read what its workers wrote, attempt by attempt and without secrets; with `follow` until it ends."""
         seen = 0
@@ -239,10 +287,9 @@ class Run(Handle):
         return Card(f"Run {self.name}", facts, curves=self._curves(), notes=[note])
 
     def _tracked_in(self) -> str:
-        if self.spec.tracking == "none":
+        if self.spec.tracking == NONE:
             return "nothing"
-        problem = self._worker.get("tracking")
-        return self.spec.tracking + (f", which is behind: {problem}" if problem else "")
+        return self.spec.tracking + (f", which is behind: {self._untracked}" if self._untracked else "")
 
     def _curves(self) -> list[Curve]:
         return [Curve(name, *self.history(name)) for name in _LOSSES if len(self.history(name)[0]) > 1][:2]

@@ -181,4 +181,4 @@ class SimulatedDriver:
         return cloud.call("samples", lambda: list(cloud.deployments.samples(name, after, limit, cloud.answer)))
 
 
-_LACKS = Problem("no simulation runs in this process", "start one: cloudai.testing.Simulation().start()")
+_LACKS = Problem("no simulation runs in this process", "start one: cloudai.testing.Simulation().start()", passing=True)
