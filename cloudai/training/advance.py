@@ -11,7 +11,7 @@ from typing import Any
 
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import Job, JobId, JobStatus, Needs, Offer
-from cloudai.errors import CloudAIError, NotFoundError
+from cloudai.errors import CloudAIError, NotFoundError, StoreError
 from cloudai.planning.plan import place
 from cloudai.planning.spending import price_of
 from cloudai.specs.training import TrainSpec
@@ -33,6 +33,8 @@ def advance(ledger: Ledger, record: Record) -> None:
     run = _Advance(ledger, record)
     try:
         run.step()
+    except StoreError as error:
+        run.wait_for_store(error)
     except CloudAIError as error:
         run.end("rejected" if record.phase == "queued" else "failed", reason=error.what, fix=error.fix)
 
@@ -93,11 +95,21 @@ class _Advance:
         """Note that the attempt runs, once it reports."""
         before = dict(self.attempts[-1])
         self.attempts[-1].update(started=status.started_at, pid=status.pid)
-        worker = JournalReader(self.files.folder).status()
-        reports = worker.get("attempt") == self.attempts[-1]["number"]
-        phase = "running" if reports else self.record.phase
+        phase = "running" if self.record.phase == "running" or self._reports() else self.record.phase
         if phase != self.record.phase or before != self.attempts[-1]:
-            self._observe(phase, {}, "")
+            self._observe(phase, {"waiting": ""}, "")
+
+    def _reports(self) -> bool:
+        """Whether this attempt's worker has written its status."""
+        return bool(JournalReader(self.files.folder).status().get("attempt") == self.attempts[-1]["number"])
+
+    def wait_for_store(self, error: StoreError) -> None:
+        """Note that the store keeps us; what runs goes on, and what has not begun is rejected where waiting would not help."""
+        if self.record.phase == "queued" and not error.temporary:
+            self.end("rejected", reason=error.what, fix=error.fix)
+        elif self.record.status.get("waiting") != error.what:
+            change = {"waiting": error.what}
+            self.ledger.observe("run", self.spec.name, self.record.phase, change, event=f"waiting: {error.what}")
 
     def _ended(self, status: JobStatus) -> None:
         self.attempts[-1].update(
@@ -132,12 +144,12 @@ class _Advance:
         model = result.get("model")
         if model is not None:
             self.ledger.add_model(model["name"], model["version"], model["uri"], model["digest"], self.spec.name)
-        change = {"seconds": seconds, "reason": "", **{key: result[key] for key in ("why_not_exact",)}, "model": model}
+        change = {"seconds": seconds, "reason": "", "waiting": "", **{key: result[key] for key in ("why_not_exact",)}, "model": model}
         self._observe("succeeded", change, "")
 
     def end(self, phase: str, **status: Any) -> None:
         """End the run in a phase, with its reason and fix."""
-        self._observe(phase, status, f"{phase}: {status['reason']}")
+        self._observe(phase, {"waiting": "", **status}, f"{phase}: {status['reason']}")
 
     def _observe(self, phase: str, change: Mapping[str, Any], event: str) -> None:
         self.ledger.observe("run", self.spec.name, phase, {"attempts": self.attempts, **change}, event=event)

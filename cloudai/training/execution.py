@@ -20,14 +20,14 @@ from cloudai.artifacts import torch_models, trees
 from cloudai.artifacts.bundle import loaded, resolve
 from cloudai.artifacts.model import Model, code_folder, named_columns, save_model
 from cloudai.artifacts.store import sha256
-from cloudai.errors import CloudAIError, SpecError
+from cloudai.errors import CloudAIError, SpecError, StoreError
 from cloudai.specs.training import TrainSpec
 from cloudai.statistics.profiles import Profile
 from cloudai.tracking import BackgroundTracker
 from cloudai.training import loop, randomness
 from cloudai.training.checkpoints import Checkpoints
 from cloudai.training.context import Context, Group, Stopped
-from cloudai.training.job import RunFiles
+from cloudai.training.job import WORKER_PATIENCE, RunFiles
 from cloudai.training.journal import Journal
 
 __all__ = ["FAILED", "LOST", "STOPPED", "SUCCEEDED", "execute"]
@@ -44,7 +44,7 @@ _OWN_LOOP = "the training loop is your own function: cloudai cannot know all of 
 
 def execute(spec: TrainSpec, attempt: int, group: Group, stop_reason: Callable[[], str]) -> int:
     """Run the work to its end and return the exit code."""
-    worker = _Worker(RunFiles(spec), attempt, group, stop_reason)
+    worker = _Worker(RunFiles(spec, WORKER_PATIENCE), attempt, group, stop_reason)
     try:
         with code_folder() as folder, worker.code(folder):
             return worker.run(folder)
@@ -88,6 +88,9 @@ class _Worker:
             if _lost_peer(error):
                 log.warning("another worker is gone: %s", error)
                 self.close(succeeded=False)
+                return LOST
+            if isinstance(error, StoreError) and error.temporary:
+                log.warning("the store was tried for long enough: %s", error.what)
                 return LOST
             self._failed(error, folder)
             return FAILED
@@ -165,9 +168,9 @@ class _Worker:
         self.journal.add(step, metrics)
         self.tracker.add(step, metrics)
 
-    def _flush(self) -> None:
+    def _flush(self) -> bool:
         assert self.journal is not None
-        self.journal.flush()
+        return self.journal.flush()
 
     def _saved(self, step: int) -> None:
         assert self.journal is not None

@@ -75,7 +75,7 @@ class Run(Handle):
 
     def _read(self, record: Record) -> None:
         self._worker = dict(self._journal.status())
-        self._rows = self._journal.rows()
+        self._rows = self._journal.rows(after_status=not record.ended)
 
     @property
     def status(self) -> RunStatus:
@@ -89,7 +89,7 @@ class Run(Handle):
             checkpoint=worker.get("checkpoint"),
             resumed_from=worker.get("resumed_from"),
             pid=worker.get("pid") if self.phase in ("running", "recovering") else None,
-            reason=status.get("reason", "") or ("" if self.ended else worker.get("doing", "")),
+            reason=status.get("waiting", "") or status.get("reason", "") or ("" if self.ended else worker.get("doing", "")),
         )
 
     @property

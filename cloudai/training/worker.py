@@ -18,7 +18,7 @@ from types import FrameType
 from cloudai.artifacts.store import Store
 from cloudai.specs.training import TrainSpec
 from cloudai.state import lease
-from cloudai.training.job import JOB
+from cloudai.training.job import JOB, WORKER_PATIENCE
 
 __all__ = ["main"]
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.disable()  # importing torch makes a million objects that stay: looking through them again and again takes 0.2 s
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    spec = TrainSpec.parse(Store(args.store).read(f"runs/{args.run}/{JOB}"))
+    spec = TrainSpec.parse(Store(args.store, patience=WORKER_PATIENCE).read(f"runs/{args.run}/{JOB}"))
     stop = StopSignal(args.lease_file)
     if spec.scaling.num_workers == 1:
         from cloudai.training.context import Solo
