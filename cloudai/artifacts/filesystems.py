@@ -32,6 +32,9 @@ _OPTIONS: dict[str, Any] = {
         "retries": {"mode": "standard", "total_max_attempts": 2},
     },
 }
+_PART = 16 * 2**20
+"""Bytes of one part of a large object, which is what is sent again when a connection is cut."""
+_MOST_PARTS = 9_000  # S3 takes 10,000
 _lock = threading.Lock()
 
 
@@ -197,20 +200,23 @@ class Remote:
 
     def write(self, path: str, data: bytes) -> None:
         """Write an object; one of many parts is there when its last part is, or not at all."""
-        self._fs.pipe_file(path, data)
+        self._fs.pipe_file(path, data, **self._in_parts(data))
 
     def create(self, path: str, data: bytes, mark: str) -> None:
         """Write an object under the condition that there is none (``If-None-Match: *``).
 
         Where an answer was lost on its way, the second try meets what the first one wrote; the mark tells that it is ours.
         """
-        options = {"Metadata": {"writer": mark}} if self._is_s3 else {}
+        options = {"Metadata": {"writer": mark}, **self._in_parts(data)} if self._is_s3 else {}
         fs = self._fs
         try:
             fs.pipe_file(path, data, mode="create", **options)
         except FileExistsError:
             if not self._is_s3 or fs.metadata(path).get("writer") != mark:
                 raise
+
+    def _in_parts(self, data: bytes) -> dict[str, Any]:
+        return {"chunksize": max(_PART, len(data) // _MOST_PARTS + 1)} if self._is_s3 else {}
 
     def exists(self, path: str) -> bool:
         """Whether there is a file or a folder."""

@@ -191,8 +191,9 @@ class Store:
     def _do(self, act: Callable[[], T]) -> T:
         try:
             return persist(act, self.root, 0.0 if self._is_local else self.patience)
-        except StoreError:
-            forget_credentials()  # they may be mended, in the environment or in files, before the next call
+        except StoreError as error:
+            if not error.temporary:
+                forget_credentials()  # they may be mended, in the environment or in files, before the next call
             raise
 
     def _full(self, key: str) -> str:
