@@ -32,6 +32,8 @@ _CUT = frozenset(
     # by name, so that nothing of botocore and aiohttp is loaded for it
     ("HTTPClientError", "ConnectionError", "ClientConnectionError", "ClientPayloadError", "IncompleteRead", "ResponseParserError")
 )
+_OURS = frozenset(("builtins", "cloudai", "numpy", "pyarrow", "zlib"))
+"""Where errors come from that say nothing about the store, such as a ValueError: they pass as they are."""
 _WRONG_DISK = frozenset((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG))
 
 
@@ -50,7 +52,7 @@ def persist(act: Callable[[], T], where: str, patience: float) -> T:
     StoreError
         If it fails for a reason that will not go away, or patience is at its end.
     FileNotFoundError, FileExistsError
-        As `act` raises them: these are answers.
+        As `act` raises them: these are answers; and so is everything that has nothing to do with a store.
     """
     begin, pause = time.monotonic(), _FIRST_PAUSE
     while True:
@@ -102,6 +104,8 @@ def explained(error: Exception, where: str) -> StoreError | None:
         return None
     if isinstance(error, OSError) and not code:
         return _of_disk(error, where)
+    if not code and type(error).__module__.partition(".")[0] in _OURS:
+        return None
     return StoreError(f"{where} cannot be used: {_sentence(error)}", fix="check the address, the region and the bucket's settings")
 
 

@@ -20,15 +20,17 @@ from cloudai.artifacts import torch_models, trees
 from cloudai.artifacts.bundle import loaded, resolve
 from cloudai.artifacts.model import Model, code_folder, named_columns, save_model
 from cloudai.artifacts.store import sha256
-from cloudai.errors import CloudAIError, SpecError, StoreError
-from cloudai.specs.training import TrainSpec
+from cloudai.errors import CloudAIError, DataError, SpecError, StoreError
+from cloudai.specs.training import Source, TrainSpec
 from cloudai.statistics.profiles import Profile
 from cloudai.tracking import BackgroundTracker
 from cloudai.training import loop, randomness
 from cloudai.training.checkpoints import Checkpoints
 from cloudai.training.context import Context, Group, Stopped
+from cloudai.training.data import TrainingData, read_source
 from cloudai.training.job import WORKER_PATIENCE, RunFiles
 from cloudai.training.journal import Journal
+from cloudai.training.work import dry_run
 
 __all__ = ["FAILED", "LOST", "STOPPED", "SUCCEEDED", "execute"]
 
@@ -44,7 +46,12 @@ _OWN_LOOP = "the training loop is your own function: cloudai cannot know all of 
 
 def execute(spec: TrainSpec, attempt: int, group: Group, stop_reason: Callable[[], str]) -> int:
     """Run the work to its end and return the exit code."""
-    worker = _Worker(RunFiles(spec, WORKER_PATIENCE), attempt, group, stop_reason)
+    files = RunFiles(spec, WORKER_PATIENCE)
+    try:
+        worker = _Worker(files, attempt, group, stop_reason)
+    except DataError as error:
+        _write_error(files, error, "")
+        return FAILED
     try:
         with code_folder() as folder, worker.code(folder):
             return worker.run(folder)
@@ -64,7 +71,8 @@ class _Worker:
         self.tracker: BackgroundTracker | None = None
         self._latest: dict[str, float] = {}
         if group.rank == 0:
-            self.journal = Journal(files.folder, attempt, {"pid": os.getpid(), "total_steps": total_steps(spec)})
+            doing = {"doing": "reading the data"} if spec.work.source is not None else {}
+            self.journal = Journal(files.folder, attempt, {"pid": os.getpid(), "total_steps": total_steps(spec), **doing})
             self.tracker = BackgroundTracker(spec.tracking, spec.model_name, spec.name, _params(spec), _tags(spec))
         self.context = Context(
             spec,
@@ -106,11 +114,20 @@ class _Worker:
             self.journal.close()
 
     def _data(self) -> Mapping[str, np.ndarray] | None:
+        if self.spec.work.source is not None:
+            return self._read(self.spec.work.source)
         if not self.spec.work.data:
             return None
         digest = Path(self.spec.work.data).stem
         tree = trees.load(self.files.store.read_verified(self.spec.work.data, digest))
         return {name: np.asarray(array) for name, array in tree.items()}
+
+    def _read(self, source: Source) -> Mapping[str, np.ndarray]:
+        """Read the data where it lies; how much there is of it is known from now on."""
+        arrays = read_source(source, patience=WORKER_PATIENCE).arrays
+        if self.journal is not None:
+            self.journal.update(doing="", total_steps=total_steps(self.spec, len(arrays["inputs"])))
+        return arrays
 
     @contextlib.contextmanager
     def code(self, folder: Path) -> Iterator[None]:
@@ -125,6 +142,8 @@ class _Worker:
         work = self.spec.work
         if work.kind == "module":
             module = torch_models.build_module(self._stored(work.module))
+            if work.source is not None and self.context.data is not None:
+                dry_run(module, TrainingData(self.context.data), self.spec.loop)
             return module, loop.fit(module, self.context)
         returned = resolve(work.entry)(self.context)
         if returned is not None and not isinstance(returned, torch.nn.Module):
@@ -190,20 +209,24 @@ class _Worker:
         self.close(succeeded=True, model=entry)
 
     def _failed(self, error: BaseException, folder: Path) -> None:
-        what = error.what if isinstance(error, CloudAIError) else f"{type(error).__name__}: {error}"
-        fix = error.fix if isinstance(error, CloudAIError) else "mend the code and train again"
-        frames = _user_frames(error, folder)
-        log.error("%s\n%s", what, frames or traceback.format_exc())
-        self.files.folder.create("error.json", json.dumps({"what": what, "fix": fix, "frames": frames}).encode())
+        _write_error(self.files, error, _user_frames(error, folder))
         self.close(succeeded=False)
 
 
-def total_steps(spec: TrainSpec) -> int | None:
-    """Return how many optimiser steps the built-in loop will take; None for a user's own loop."""
-    if spec.work.kind != "module":
+def _write_error(files: RunFiles, error: BaseException, frames: str) -> None:
+    """Leave what ended the run for whoever reads it."""
+    what = error.what if isinstance(error, CloudAIError) else f"{type(error).__name__}: {error}"
+    fix = error.fix if isinstance(error, CloudAIError) else "mend the code and train again"
+    log.error("%s\n%s", what, frames or traceback.format_exc())
+    files.folder.create("error.json", json.dumps({"what": what, "fix": fix, "frames": frames}).encode())
+
+
+def total_steps(spec: TrainSpec, rows: int = 0) -> int | None:
+    """Return how many optimiser steps the built-in loop will take; None for a user's own loop, or rows not counted yet."""
+    rows = rows or spec.work.rows
+    if spec.work.kind != "module" or not rows:
         return None
-    rows = spec.work.rows - int(spec.work.rows * spec.loop.validation)
-    return spec.loop.epochs * loop.batches_of(rows, spec.loop.batch_size, spec.scaling.num_workers)
+    return spec.loop.epochs * loop.batches_of(rows - int(rows * spec.loop.validation), spec.loop.batch_size, spec.scaling.num_workers)
 
 
 def _lost_peer(error: BaseException) -> bool:
@@ -225,7 +248,7 @@ def _lineage(spec: TrainSpec) -> dict[str, str]:
         "run": spec.name,
         "code": Path(work.code).stem,
         "module": Path(work.module).stem,
-        "data": Path(work.data).stem,
+        "data": work.source.digest if work.source is not None else Path(work.data).stem,
         "spec": sha256(spec.model_dump_json(exclude={"name"}).encode()),
     }
 
