@@ -85,7 +85,7 @@ class Faulty:
             return found
 
 
-def _handler(faulty: Faulty, upstream: tuple[str, int]) -> type[BaseHTTPRequestHandler]:
+def _handler(faulty: Faulty, upstream: tuple[str, int]) -> type[BaseHTTPRequestHandler]:  # noqa: C901  one class
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -177,7 +177,12 @@ def _proxy(_moto) -> Iterator[Faulty]:
 def s3(_proxy, monkeypatch) -> Iterator[Faulty]:
     """The proxy, without faults so far; the environment leads to it."""
     _proxy.reset()
-    values = {"ENDPOINT_URL": _proxy.url, "ACCESS_KEY_ID": "AKIATEST", "SECRET_ACCESS_KEY": SECRET, "DEFAULT_REGION": "us-east-1"}
+    values = {
+        "ENDPOINT_URL": _proxy.url,
+        "ACCESS_KEY_ID": "AKIATEST",
+        "SECRET_ACCESS_KEY": SECRET,
+        "DEFAULT_REGION": "us-east-1",
+    }
     for name, value in values.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

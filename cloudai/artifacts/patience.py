@@ -26,11 +26,27 @@ _QUIET = 2.0  # seconds of trying again that nobody needs to be told of
 _NOT_LET_IN = frozenset(
     ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AllAccessDisabled", "403")
 )
-_BUSY = frozenset(("SlowDown", "RequestTimeout", "OperationAborted", "ConditionalRequestConflict", "IncompleteBody", "BadDigest"))
+_BUSY = frozenset(
+    [
+        "SlowDown",
+        "RequestTimeout",
+        "OperationAborted",
+        "ConditionalRequestConflict",
+        "IncompleteBody",
+        "BadDigest",
+        "NoSuchUpload",
+    ]
+)
 """S3's own codes for "try again", beside every status from 500 on."""
-_CUT = frozenset(
-    # by name, so that nothing of botocore and aiohttp is loaded for it
-    ("HTTPClientError", "ConnectionError", "ClientConnectionError", "ClientPayloadError", "IncompleteRead", "ResponseParserError")
+_CUT = frozenset(  # by name, so that nothing of botocore and aiohttp is loaded for it
+    [
+        "HTTPClientError",
+        "ConnectionError",
+        "ClientConnectionError",
+        "ClientPayloadError",
+        "IncompleteRead",
+        "ResponseParserError",
+    ]
 )
 _OURS = frozenset(("builtins", "cloudai", "numpy", "pyarrow", "zlib"))
 """Where errors come from that say nothing about the store, such as a ValueError: they pass as they are."""
@@ -60,7 +76,7 @@ def persist(act: Callable[[], T], where: str, patience: float) -> T:
             return act()
         except CloudAIError:
             raise
-        except Exception as error:  # noqa: BLE001  whatever a file system raises comes out as ours
+        except Exception as error:
             problem = explained(error, where)
             if problem is None:
                 raise
@@ -95,7 +111,7 @@ def explained(error: Exception, where: str) -> StoreError | None:
     if code in _NOT_LET_IN or status in (401, 403):
         fix = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do, and call again"
         return StoreError(f"{where} does not accept the credentials: {_sentence(error)}", fix=fix)
-    if code in _BUSY or status >= 500 or status == 429 or code == "NoSuchUpload":
+    if code in _BUSY or status >= 500 or status == 429:
         return StoreError(f"{where} is not answering properly: {_sentence(error)}", fix="try again later", temporary=True)
     if names & _CUT or isinstance(error, TimeoutError | ConnectionError):
         fix = "check the network, and AWS_ENDPOINT_URL if you set it; then call again"
@@ -106,7 +122,9 @@ def explained(error: Exception, where: str) -> StoreError | None:
         return _of_disk(error, where)
     if not code and type(error).__module__.partition(".")[0] in _OURS:
         return None
-    return StoreError(f"{where} cannot be used: {_sentence(error)}", fix="check the address, the region and the bucket's settings")
+    return StoreError(
+        f"{where} cannot be used: {_sentence(error)}", fix="check the address, the region and the bucket's settings"
+    )
 
 
 def _of_disk(error: OSError, where: str) -> StoreError:

@@ -163,6 +163,13 @@ class Store:
         path = self._full(key)
         return self._do(lambda: self._files.exists(path))
 
+    def walk(self, folder: str) -> list[str]:
+        """Return the keys of all files below a folder, sorted; none where there is no such folder."""
+        path = self._full(folder)
+        start = self._path.strip("/") + "/"
+        found = self._do(lambda: self._files.walk(path))
+        return sorted(name.strip("/").removeprefix(start) for name in found)
+
     def list(self, folder: str) -> list[str]:
         """Return the names in a folder, sorted; none where there is no such folder."""
         path = self._full(folder)
@@ -170,13 +177,6 @@ class Store:
             return sorted(self._do(lambda: self._files.names(path)))
         except FileNotFoundError:
             return []
-
-    def walk(self, folder: str) -> list[str]:
-        """Return the keys of all files below a folder, sorted; none where there is no such folder."""
-        path = self._full(folder)
-        start = self._path.strip("/") + "/"
-        found = self._do(lambda: self._files.walk(path))
-        return sorted(name.strip("/").removeprefix(start) for name in found)
 
     def remove(self, key: str) -> None:
         """Remove a file or a folder; nothing happens where there is none."""

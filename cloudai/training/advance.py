@@ -144,7 +144,13 @@ class _Advance:
         model = result.get("model")
         if model is not None:
             self.ledger.add_model(model["name"], model["version"], model["uri"], model["digest"], self.spec.name)
-        change = {"seconds": seconds, "reason": "", "waiting": "", **{key: result[key] for key in ("why_not_exact",)}, "model": model}
+        change = {
+            "seconds": seconds,
+            "reason": "",
+            "waiting": "",
+            "why_not_exact": result["why_not_exact"],
+            "model": model,
+        }
         self._observe("succeeded", change, "")
 
     def end(self, phase: str, **status: Any) -> None:

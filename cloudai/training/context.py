@@ -196,9 +196,8 @@ class Context:
         shared = {name: _state(part) for name, part in checkpoint.items()} if self.rank == 0 else None
         tree = {"shared": shared, "own": {"random": randomness.snapshot(), "rest": own}}
         digests = self.group.gather(self.checkpoints.write_part(step, self.rank, tree))
-        if self.rank == 0:
-            if self.before_checkpoint() and self.checkpoints.commit(step, digests):
-                self.on_checkpoint(step)
+        if self.rank == 0 and self.before_checkpoint() and self.checkpoints.commit(step, digests):
+            self.on_checkpoint(step)
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - begin
 

@@ -17,7 +17,9 @@ from cloudai.training.tables import Survey, Table
 __all__ = ["TrainingData", "parse_data", "read_source"]
 
 _MOST_BYTES = 2 * 2**30
-_FORMS = "give (inputs, targets) as arrays or data frames, a dict with both, a torch or Hugging Face dataset, or a cloudai.Table"
+_FORMS = (
+    "give (inputs, targets) as arrays or data frames, a dict with both, a torch or Hugging Face dataset, or a cloudai.Table"
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,9 @@ def _parts(data: Any) -> dict[str, Any]:
     if isinstance(data, tuple | list) and len(data) == 2:
         return {"inputs": data[0], "targets": data[1]}
     if isinstance(data, str | Path):
-        raise DataError("data cannot be a path alone", fix=f"say what is to be predicted: cloudai.Table({str(data)!r}, target=…)")
+        raise DataError(
+            "data cannot be a path alone", fix=f"say what is to be predicted: cloudai.Table({str(data)!r}, target=…)"
+        )
     if (
         hasattr(data, "__getitem__")
         and hasattr(data, "__len__")

@@ -226,7 +226,9 @@ def total_steps(spec: TrainSpec, rows: int = 0) -> int | None:
     rows = rows or spec.work.rows
     if spec.work.kind != "module" or not rows:
         return None
-    return spec.loop.epochs * loop.batches_of(rows - int(rows * spec.loop.validation), spec.loop.batch_size, spec.scaling.num_workers)
+    return spec.loop.epochs * loop.batches_of(
+        rows - int(rows * spec.loop.validation), spec.loop.batch_size, spec.scaling.num_workers
+    )
 
 
 def _lost_peer(error: BaseException) -> bool:

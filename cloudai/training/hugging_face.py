@@ -106,7 +106,9 @@ def _only_text(kinds: Mapping[str, str], target: str) -> str:
     found = [name for name, kind in kinds.items() if kind == "text" and name != target]
     if len(found) != 1:
         listed = ", ".join(map(repr, found)) or "none"
-        raise DataError(f"which column of the dataset holds the texts? There is: {listed}", fix="say it: cloudai.Table(dataset, text=…)")
+        raise DataError(
+            f"which column of the dataset holds the texts? There is: {listed}", fix="say it: cloudai.Table(dataset, text=…)"
+        )
     return found[0]
 
 

@@ -73,10 +73,10 @@ def contents(path: str, form: str, size: int) -> Contents:
 
 def _pyarrow() -> Any:
     try:
-        import pyarrow
+        import pyarrow as pa
     except ImportError:
         raise MissingExtraError("files of data are read with pyarrow", fix='pip install "cloudai[data]"') from None
-    return pyarrow
+    return pa
 
 
 def _beginning(data: bytes, path: str, *, whole: bool) -> bytes:

@@ -177,7 +177,8 @@ def _found(address: str) -> list[SourceFile]:
     names = [str(info["name"]) for info in infos]
     paths = [name if "://" in name else scheme + name for name in names]
     files = [
-        SourceFile(path=path, size=int(info["size"] or 0), version=_version(info)) for path, info in zip(paths, infos, strict=True)
+        SourceFile(path=path, size=int(info["size"] or 0), version=_version(info))
+        for path, info in zip(paths, infos, strict=True)
     ]
     if not files:
         raise DataError(f"there is no {address}", fix="check the path; it may be a file, a folder of files or a pattern")

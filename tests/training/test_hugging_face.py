@@ -31,7 +31,11 @@ TEXTS = made({"text": ["good", "bad"], "label": [1, 0]}, label=LABEL)
 
 def test_columns_of_numbers_with_class_labels():
     found = parse_data(NUMBERS)
-    assert (found.features, found.arrays["targets"].tolist(), found.arrays["targets"].dtype) == (("a", "b"), [0, 1, 0], np.int64)
+    assert (found.features, found.arrays["targets"].tolist(), found.arrays["targets"].dtype) == (
+        ("a", "b"),
+        [0, 1, 0],
+        np.int64,
+    )
     assert found.arrays["inputs"].tolist() == [[1.0, 0.5], [2.0, 1.5], [3.0, 2.5]]
     assert found.arrays["inputs"].dtype == np.float32
     chosen = parse_data(Table(NUMBERS, target="b", features=["outcome", "a"]))
@@ -90,6 +94,7 @@ def test_what_cannot_be_taken_is_said_in_two_lines(case):
 def test_datasets_is_not_loaded_for_those_who_have_none():
     import subprocess
 
-    code = "import sys; from cloudai.training.data import parse_data; parse_data(([[1.0]], [0])); print('datasets' in sys.modules, 'pyarrow' in sys.modules)"
+    code = "import sys; from cloudai.training.data import parse_data; parse_data(([[1.0]], [0]))"
+    code += "; print('datasets' in sys.modules, 'pyarrow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

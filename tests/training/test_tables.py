@@ -1,4 +1,4 @@
-"""Tables in files: every format gives the same arrays, a mistake is told with its place, and what is read is what was asked for."""
+"""Tables in files: all formats give the same arrays, a mistake is told with its place, and only what was asked for is read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import time
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -17,7 +18,9 @@ from cloudai.training import tables
 from cloudai.training.data import parse_data, read_source
 from cloudai.training.tables import Table
 
-FRAME = pd.DataFrame({"age": [20, 30, 40, 51], "pay": [1.5, 2.5, 3.5, 4.25], "own": [True, False, True, True], "label": [0, 1, 0, 2]})
+FRAME = pd.DataFrame(
+    {"age": [20, 30, 40, 51], "pay": [1.5, 2.5, 3.5, 4.25], "own": [True, False, True, True], "label": [0, 1, 0, 2]}
+)
 INPUTS = FRAME[["age", "pay", "own"]].to_numpy("float32")
 
 
@@ -107,7 +110,9 @@ def test_a_column_of_lists_is_the_whole_input(tmp_path, name):
     assert read(Table(path, target="label")).arrays["inputs"].tolist() == [[1, 2, 3], [4, 5, 6]]
     assert read(Table(path, target="label"), integers=True).arrays["inputs"].dtype == np.int64
     ragged = written(tmp_path, f"r{name}", pd.DataFrame({"tokens": [[1, 2], [4, 5], [6]], "label": [0, 1, 0]}))
-    with pytest.raises(DataError, match=r"'tokens' has 2 values in its first row and 1 in row 3 of .*\nFix: give lists of equal"):
+    with pytest.raises(
+        DataError, match=r"'tokens' has 2 values in its first row and 1 in row 3 of .*\nFix: give lists of equal"
+    ):
         read(Table(ragged, target="label"))
 
 
@@ -147,7 +152,11 @@ LOOKS_WRONG = {
     "unknown target": (FRAME, {"target": "labl"}, "has no column 'labl'\nFix: did you mean 'label'"),
     "unknown feature": (FRAME, {"features": ["age", "payy"]}, "no column 'payy'\nFix: did you mean 'pay'"),
     "target as feature": (FRAME, {"features": ["age", "label"]}, "'label' is named twice"),
-    "text": (changed(city=["Rome", "Oslo", "Bern", "Rome"]), {}, "'city' of .* holds text\nFix: encode it as numbers, or leave"),
+    "text": (
+        changed(city=["Rome", "Oslo", "Bern", "Rome"]),
+        {},
+        "'city' of .* holds text\nFix: encode it as numbers, or leave",
+    ),
     "text target": (changed(label=["a", "b", "a", "b"]), {}, "'label' of .* holds text\nFix: number the classes"),
     "date": (changed(day=pd.to_datetime(["2026-01-01"] * 4)), {}, "'day' of .* holds (timestamp|date)"),
     "no feature": (FRAME[["label"]], {}, "has no column beside 'label'"),
@@ -173,7 +182,10 @@ def test_missing_values_are_told_with_column_and_row(tmp_path, name):
 def test_what_is_wrong_far_inside_is_told_by_the_worker(tmp_path):
     good = "\n".join(f"{i},1.5,0" for i in range(200_000))
     path = tmp_path / "t.csv"
-    for bad, message in ((",1.0,1", "'a' has a value missing or infinite, the first in row 200001 of"), ("3,x,1", "'b' of .* holds 'x', which is no")):
+    for bad, message in (
+        (",1.0,1", "'a' has a value missing or infinite, the first in row 200001 of"),
+        ("3,x,1", "'b' of .* holds 'x', which is no"),
+    ):
         path.write_text(f"a,b,y\n{good}\n{bad}\n")
         source = parse_data(Table(path, target="y")).source
         with pytest.raises(DataError, match=message) as caught:
@@ -227,7 +239,7 @@ def test_a_file_that_was_changed_is_not_read(tmp_path, change):
     path = written(tmp_path)
     source = parse_data(Table(path, target="label")).source
     if change == "gone":
-        os.unlink(path)
+        Path(path).unlink()
     elif change == "touched":
         os.utime(path, (time.time(), time.time() + 5))
     else:
@@ -259,7 +271,7 @@ def test_looking_does_not_read_a_large_file(tmp_path):
 
 def test_a_worker_elsewhere_cannot_read_this_machine(tmp_path):
     source = parse_data(Table(written(tmp_path), target="label")).source
-    with pytest.raises(DataError, match="a worker on 'cluster' cannot read /.*\nFix: copy it to a place"):
+    with pytest.raises(DataError, match=r"a worker on 'cluster' cannot read /.*\nFix: copy it to a place"):
         tables.check_reach(source, "cluster")
 
 
