@@ -61,9 +61,9 @@ class Store:
     def __init__(self, root: str, *, patience: float = 10.0) -> None:
         self.root = root.rstrip("/")
         self.patience = patience
-        self._is_local = is_local(self.root)
+        self.is_local = is_local(self.root)
         self._path = filesystem(self.root)[1].rstrip("/")
-        self._files: Files = Folder() if self._is_local else Remote(self.root)
+        self._files: Files = Folder() if self.is_local else Remote(self.root)
 
     def uri(self, key: str) -> str:
         """Return the full address of a key."""
@@ -97,7 +97,7 @@ class Store:
 
     def put(self, key: str, data: bytes) -> None:
         """Write bytes whose key holds their own digest, unless they are there already."""
-        if len(data) < _ASK_FIRST and not self._is_local:
+        if len(data) < _ASK_FIRST and not self.is_local:
             self.create(key, data)  # one request instead of three
         elif not self.exists(key):
             self.write(key, data)
@@ -190,7 +190,7 @@ class Store:
 
     def _do(self, act: Callable[[], T]) -> T:
         try:
-            return persist(act, self.root, 0.0 if self._is_local else self.patience)
+            return persist(act, self.root, 0.0 if self.is_local else self.patience)
         except StoreError as error:
             if not error.temporary:
                 forget_credentials()  # they may be mended, in the environment or in files, before the next call

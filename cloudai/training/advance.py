@@ -6,6 +6,7 @@ key twice, so whoever leads after a crash goes on from there.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -106,7 +107,8 @@ class _Advance:
     def wait_for_store(self, error: StoreError) -> None:
         """Note that the store keeps us; what runs goes on, and what has not begun is rejected where waiting would not help."""
         if self.record.phase == "queued" and not error.temporary:
-            self.end("rejected", reason=error.what, fix=error.fix)
+            fix = f"end the supervisor, which has the environment that it was started in (kill {os.getpid()}), and train again"
+            self.end("rejected", reason=error.what, fix=fix)
         elif self.record.status.get("waiting") != error.what:
             change = {"waiting": error.what}
             self.ledger.observe("run", self.spec.name, self.record.phase, change, event=f"waiting: {error.what}")

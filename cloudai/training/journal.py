@@ -125,14 +125,14 @@ class JournalReader:
 
     store: Store
     _chunks: dict[str, list[Row]] = field(default_factory=dict)
-    _said: tuple[int, int] | None = None
+    _said: tuple[int, int] = (0, 0)
     """The attempt and its number of files of metrics, as the status says that was read last."""
-    _listed: tuple[int, int] | None = None
+    _listed: tuple[int, int] = (0, 0)
 
     def status(self) -> Mapping[str, Any]:
         """Return where the worker is; empty before it has started."""
         status = self.store.read_json("status.json") or {}
-        self._said = (status["attempt"], status["files"]) if "files" in status else None
+        self._said = (status.get("attempt", 0), status.get("files", 0))
         return status
 
     def rows(self, *, after_status: bool = False) -> list[Row]:
@@ -143,7 +143,7 @@ class JournalReader:
         after_status : bool
             Whether the status was read just now, so that the store need not be asked where it has no news.
         """
-        if not after_status or self._said is None or self._said != self._listed:
+        if not after_status or self._said != self._listed:
             self._read_new()
         return self._merged()
 

@@ -23,6 +23,7 @@ from cloudai.training.journal import JournalReader, Row
 __all__ = ["Run", "RunStatus"]
 
 _POLL = 0.1  # seconds between two looks while waiting
+_POLL_REMOTE = 0.5  # where a look is a request that costs money
 _LOSSES = ("loss", "epoch_loss", "val_loss")
 
 
@@ -166,13 +167,14 @@ class Run(Handle):
         clock = self._ledger.clock
         deadline = None if timeout is None else clock.now() + timeout
         line = _ProgressLine(enabled=progress)
+        poll = _POLL if self._journal.store.is_local else _POLL_REMOTE
         try:
             while not self.ended:
                 if deadline is not None and clock.now() > deadline:
                     raise NotReadyError(
                         f"the run {self.name!r} is still {self.phase}", fix="wait longer, or look at run.logs()"
                     )
-                clock.pause(_POLL)
+                clock.pause(poll)
                 self.refresh()
                 line.show(self)
         except KeyboardInterrupt:
