@@ -193,7 +193,11 @@ def s3(_proxy, monkeypatch) -> Iterator[Faulty]:
 @pytest.fixture
 def bucket(s3) -> str:
     """The URL of a fresh bucket."""
-    name = f"test-{uuid.uuid4().hex[:12]}"
+    return make_bucket(s3, f"test-{uuid.uuid4().hex[:12]}")
+
+
+def make_bucket(s3: Faulty, name: str) -> str:
+    """Make a bucket and return its URL."""
     urllib.request.urlopen(urllib.request.Request(f"{s3.url}/{name}", method="PUT")).close()
     s3.reset()
     return f"s3://{name}"

@@ -49,9 +49,8 @@ def execute(spec: TrainSpec, attempt: int, group: Group, stop_reason: Callable[[
     files = RunFiles(spec, WORKER_PATIENCE)
     try:
         worker = _Worker(files, attempt, group, stop_reason)
-    except DataError as error:
-        _write_error(files, error, "")
-        return FAILED
+    except (DataError, StoreError) as error:
+        return _not_begun(files, error)
     try:
         with code_folder() as folder, worker.code(folder):
             return worker.run(folder)
@@ -59,6 +58,18 @@ def execute(spec: TrainSpec, attempt: int, group: Group, stop_reason: Callable[[
         log.warning("stopped: %s", stopped)
         worker.close(succeeded=False)
         return STOPPED
+
+
+def _not_begun(files: RunFiles, error: DataError | StoreError) -> int:
+    """Say why the work could not begin, and return the exit code: another attempt helps only where the reason may be over."""
+    if isinstance(error, StoreError):
+        if error.temporary:
+            log.warning("the store was tried for long enough: %s", error.what)
+            return LOST
+        fix = f"{error.fix}; a worker has the environment in which the supervisor was started"
+        error = StoreError(error.what, fix=fix)
+    _write_error(files, error, "")
+    return FAILED
 
 
 class _Worker:

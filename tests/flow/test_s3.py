@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 
 import fsspec
@@ -94,6 +95,26 @@ def test_a_training_outlives_a_store_that_is_away(store, s3):
     run.wait(120)
     assert run.status.attempt == 1
     assert work.weights(run)
+
+
+@pytest.mark.slow
+def test_a_worker_without_credentials_says_whose_environment_it_has(home, bucket, files, monkeypatch):
+    """The supervisor was started before the notebook had any; the store is local, only the data is on S3."""
+    monkeypatch.delenv("CLOUDAI_STORE")
+    given = {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    for name in given:
+        monkeypatch.delenv(name)
+    cloudai.train(torch.nn.Linear(2, 2), (np.zeros((8, 2)), [0, 1] * 4), epochs=1).wait(60)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    run = cloudai.train(work.network(), cloudai.Table(f"{bucket}/in/train.csv", target="label"), epochs=1)
+    with pytest.raises(
+        errors.RunFailedError, match=r"(?s)there are no credentials for s3://.*the environment in which"
+    ) as caught:
+        run.wait(60)
+    assert run.status.attempt == 1
+    assert str(caught.value).count("\n") == 1
 
 
 def test_mistakes_are_said_at_once(home, s3, bucket, monkeypatch):
