@@ -30,7 +30,18 @@ _LISTS = ("list", "int list")
 _MOST_FILES = 10_000
 _COUNTED_FILES = 32
 """Of so many parquet files the footers are read, so that the number of rows is known beforehand."""
-_VERSIONS = ("ETag", "etag", "md5", "sha256", "mtime", "LastModified", "last_modified", "created")
+_VERSIONS = (
+    "ETag",
+    "Content-MD5",
+    "Last-Modified",
+    "etag",
+    "md5",
+    "sha256",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "created",
+)
 _SIGNED = re.compile(r"signature|token|credential|secret|password|api_?key|^sig$|accesskeyid", re.IGNORECASE)
 
 
@@ -181,7 +192,8 @@ def _found(address: str) -> list[SourceFile]:
         for path, info in zip(paths, infos, strict=True)
     ]
     if not files:
-        raise DataError(f"there is no {address}", fix="check the path; it may be a file, a folder of files or a pattern")
+        fix = "check the path; it may be a file, a folder of files or a pattern" + (", and the network" if scheme else "")
+        raise DataError(f"there is no {address}", fix=fix)
     for file in files:
         _format(file.path)
     return files

@@ -65,8 +65,8 @@ def test_from_data_on_s3_to_a_decision(home, store, files, s3):
 
 
 def test_a_killed_worker_comes_back_from_s3_with_the_same_weights_though_s3_fails_now_and_then(store, s3):
-    calm = cloudai.train(work.network(), work.data(), name="calm", epochs=60)
-    run = cloudai.train(work.network(), work.data(), name="killed", epochs=60)
+    calm = cloudai.train(work.network(), work.data(), name="calm", epochs=40)
+    run = cloudai.train(work.network(), work.data(), name="killed", epochs=40)
     wait_until(lambda: run.refresh() or run.status.checkpoint, what="a checkpoint on S3")
     s3.fail(503, until=time.monotonic() + 4, path="killed")
     s3.fail("half", until=time.monotonic() + 4, path="killed")
