@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cloudai.specs.training import CheckpointPolicy
     from cloudai.training.context import Context
     from cloudai.training.run import Run
+    from cloudai.training.tables import Table
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ _WHERE = {
     "Resources": "cloudai.specs.resources",
     "Run": "cloudai.training.run",
     "ServerLimits": "cloudai.specs.serving",
+    "Table": "cloudai.training.tables",
     "attach": "cloudai._api",
     "cleanup": "cloudai._api",
     "costs": "cloudai._api",
@@ -69,6 +71,7 @@ __all__ = [
     "Resources",
     "Run",
     "ServerLimits",
+    "Table",
     "attach",
     "cleanup",
     "costs",

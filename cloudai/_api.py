@@ -41,6 +41,7 @@ from cloudai.training.advance import advance as advance_run
 from cloudai.training.advance import due as run_due
 from cloudai.training.advance import needs_of as run_needs
 from cloudai.training.run import Run, run_spending
+from cloudai.training.tables import check_reach
 from cloudai.training.work import Prepared, base_name, prepare
 
 __all__ = ["advance", "attach", "cleanup", "costs", "deploy", "due", "load_model", "monitor", "plan", "ps", "train"]
@@ -110,8 +111,8 @@ def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
         A function of a `cloudai.Context` that returns the trained module, a module to be trained by the built-in loop, or
         what `plan` returned.
     data : optional
-        ``(inputs, targets)`` as arrays, tensors or data frames, or a torch dataset of such pairs. It is copied into the
-        store, so later changes do not matter.
+        ``(inputs, targets)`` as arrays, tensors or data frames, a torch dataset of such pairs, or a Hugging Face dataset. It
+        is copied into the store, so later changes do not matter. Or a `Table`: files that the worker reads where they lie.
     **options
         ``name`` (of the run; by default one is made up), ``model_name``, ``on`` (the driver, ``"local"``), ``config`` (for
         your function), ``seed``, ``num_workers``, ``resources``, ``spot_policy`` (``"spot"`` for machines that may be taken
@@ -129,6 +130,8 @@ def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
     SpecError
         If an option is wrong, or the data does not fit the module (`DataError`), or your code refers to something that
         cannot be carried to a worker (`CaptureError`). Nothing is left behind then.
+    StoreError
+        If the store, or the place of the data, cannot be reached or does not let you in.
     NotFoundError
         If there is no such driver.
     """
@@ -249,6 +252,8 @@ def load_model(ref: str) -> Model:
         If there is none.
     IntegrityError
         If it is not what was recorded.
+    StoreError
+        If the store cannot be reached or does not let you in.
     """
     return find_model(open_ledger(), ref)
 
@@ -318,6 +323,8 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
         raise SpecError(f"batch_size={loop.batch_size} cannot be split over {spec.scaling.num_workers} workers", fix=fix)
     _refuse_spot(spec)
     prepared = prepare(work, data, loop)
+    if prepared.work.source is not None and not registry.train_driver(spec.on).capabilities.here:
+        check_reach(prepared.work.source, spec.on)
     if prepared.work.kind == "function" and loop_options:
         raise SpecError(
             f"{min(loop_options)}= is an option of the built-in loop, and you pass a function", fix="pass it in config="

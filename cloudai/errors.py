@@ -10,6 +10,7 @@ Every error says what is wrong and how to mend it. Catch the root to catch them 
     ├── NotFoundError (LookupError)       no run, deployment, model or driver of that name
     ├── MissingExtraError (ImportError)   an optional package is not installed
     ├── IntegrityError                    stored bytes are not what was recorded: tampered or corrupt
+    ├── StoreError (OSError)              the store cannot be read or written: credentials, bucket, network, disk
     ├── PlacementError (RuntimeError)     no place can run this
     ├── DriverError (RuntimeError)        a driver, or what it drives, failed
     ├── LedgerError (RuntimeError)        the ledger cannot be read or written
@@ -42,6 +43,7 @@ __all__ = [
     "RequestError",
     "RunFailedError",
     "SpecError",
+    "StoreError",
 ]
 
 
@@ -115,6 +117,25 @@ class MissingExtraError(CloudAIError, ImportError):
 
 class IntegrityError(CloudAIError):
     """Stored bytes are not what was recorded."""
+
+
+class StoreError(CloudAIError, OSError):
+    """The store, or a place that data is read from, cannot be read or written.
+
+    Parameters
+    ----------
+    temporary : bool
+        Whether it may be over soon, so that trying again makes sense: a network that is down, a service that is overloaded, a
+        disk that is full.
+    """
+
+    def __init__(self, what: str, *, fix: str, frames: str = "", temporary: bool = False) -> None:
+        super().__init__(what, fix=fix, frames=frames)
+        self.errno = self.strerror = None  # OSError takes our two sentences for its own
+        self.temporary = temporary
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return *super().__reduce__(), {"temporary": self.temporary}
 
 
 class PlacementError(CloudAIError, RuntimeError):

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import posixpath
 import uuid
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
 
-import fsspec
-
-from cloudai.errors import CloudAIError, IntegrityError, NotFoundError, SpecError
-from cloudai.files import private_folder, replace_file
+from cloudai.artifacts.filesystems import Files, Folder, Remote, filesystem, forget_credentials, is_local
+from cloudai.artifacts.patience import persist
+from cloudai.errors import IntegrityError, NotFoundError, StoreError
 from cloudai.specs.confidential import refuse_credentials
 
 __all__ = ["Store", "canonical_json", "content_key", "sha256"]
+
+T = TypeVar("T")
+_ASK_FIRST = 2**16
+"""Bytes from which on an object store is asked whether it has them before they are sent."""
 
 
 def sha256(data: bytes) -> str:
@@ -36,29 +37,35 @@ def canonical_json(value: Any) -> bytes:
 
 
 class Store:
-    """Files under one root, written whole or not at all.
+    """Files under one root, written whole or not at all, on a disk or an object store.
 
     Parameters
     ----------
     root : str
-        A folder or an fsspec URL, such as ``s3://bucket/prefix``.
+        A folder or an fsspec URL, such as ``s3://bucket/prefix``. Credentials and the endpoint of an object store come from
+        the environment (``AWS_…``) and its own files, never from here.
+    patience : float
+        For how many seconds what fails is tried again, where trying again makes sense.
 
     Raises
     ------
     SpecError
         If the URL cannot be understood, or holds a password.
+    MissingExtraError
+        If the package for it is not installed.
+
+    Notes
+    -----
+    Whatever is done with it raises `StoreError` where the store cannot be reached, does not let us in, or is full.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, *, patience: float = 10.0) -> None:
         refuse_credentials(root, "the store's address")
         self.root = root.rstrip("/")
-        try:
-            self._fs, self._path = fsspec.url_to_fs(self.root)
-        except (ValueError, ImportError) as error:
-            raise SpecError(
-                f"the store {root!r} cannot be opened: {error}", fix="give a folder or a URL such as s3://…"
-            ) from None
-        self._is_local = "file" in ((self._fs.protocol,) if isinstance(self._fs.protocol, str) else self._fs.protocol)
+        self.patience = patience
+        self.is_local = is_local(self.root)
+        self._path = filesystem(self.root)[1].rstrip("/")
+        self._files: Files = Folder() if self.is_local else Remote(self.root)
 
     def uri(self, key: str) -> str:
         """Return the full address of a key."""
@@ -66,7 +73,11 @@ class Store:
 
     def at(self, key: str) -> Store:
         """Return the store rooted at a folder of this one."""
-        return Store(self.uri(_checked(key)))
+        return Store(self.uri(_checked(key)), patience=self.patience)
+
+    def patient(self, seconds: float) -> Store:
+        """Return the same store with another patience."""
+        return self if seconds == self.patience else Store(self.root, patience=seconds)
 
     def write(self, key: str, data: bytes) -> None:
         """Write a file; a reader sees the old one or the new one.
@@ -76,43 +87,26 @@ class Store:
 
         Raises
         ------
-        CloudAIError
-            If the disk is full or read-only.
+        StoreError
+            If it cannot be written: the disk is full or read-only, the store does not let us in, or cannot be reached.
         """
         path = self._full(key)
-        if not self._is_local:
-            self._fs.pipe_file(path, data)
-            return
-        try:
-            private_folder(Path(path).parent)
-            replace_file(Path(path), data, durable=True)
-        except OSError as error:
-            fix = "make room there, or give another place: CLOUDAI_STORE"
-            raise CloudAIError(f"the store {self.root} cannot be written: {error.strerror}", fix=fix) from None
+        self._do(lambda: self._files.write(path, data))
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write a file unless there is one; returns whether it was written."""
-        path = self._full(key)
-        if not self._is_local:
-            try:
-                self._fs.pipe_file(path, data, mode="create")
-            except FileExistsError:
-                return False
-            return True
-        private_folder(Path(path).parent)
-        fresh = Path(f"{path}.{uuid.uuid4().hex}.tmp")
-        replace_file(fresh, data)
+        """Write a file unless there is one; returns whether it was written. Of several writers one wins."""
+        path, mark = self._full(key), uuid.uuid4().hex
         try:
-            os.link(fresh, path)  # fails where the name is taken, unlike a rename
+            self._do(lambda: self._files.create(path, data, mark))
         except FileExistsError:
             return False
-        finally:
-            fresh.unlink()
         return True
 
     def put(self, key: str, data: bytes) -> None:
         """Write bytes whose key holds their own digest, unless they are there already."""
-        if not self.exists(key):
+        if len(data) < _ASK_FIRST and not self.is_local:
+            self.create(key, data)  # one request instead of three
+        elif not self.exists(key):
             self.write(key, data)
 
     def read(self, key: str) -> bytes:
@@ -123,8 +117,12 @@ class Store:
         NotFoundError
             If there is none.
         """
+        return self._read(key, large=False)
+
+    def _read(self, key: str, *, large: bool) -> bytes:
+        path = self._full(key)
         try:
-            return bytes(self._fs.cat_file(self._full(key)))
+            return self._do(lambda: self._files.read(path, large=large))
         except FileNotFoundError:
             raise NotFoundError(f"there is no {self.uri(key)}", fix="was it removed, or the store changed?") from None
 
@@ -133,10 +131,12 @@ class Store:
 
         Raises
         ------
+        NotFoundError
+            If there is none.
         IntegrityError
             If the bytes are not those that were recorded.
         """
-        data = self.read(key)
+        data = self._read(key, large=True)
         if sha256(data) != digest:
             raise IntegrityError(
                 f"{self.uri(key)} is not what was recorded: its SHA-256 differs", fix="restore the file, or make it anew"
@@ -152,8 +152,8 @@ class Store:
             If the file is not a JSON object.
         """
         try:
-            value = json.loads(self._fs.cat_file(self._full(key)))
-        except FileNotFoundError:
+            value = json.loads(self.read(key))
+        except NotFoundError:
             return None
         except (ValueError, RecursionError):
             value = None
@@ -167,22 +167,41 @@ class Store:
 
     def exists(self, key: str) -> bool:
         """Whether there is such a file or folder."""
-        return bool(self._fs.exists(self._full(key)))
+        path = self._full(key)
+        return self._do(lambda: self._files.exists(path))
+
+    def walk(self, folder: str) -> list[str]:
+        """Return the keys of all files below a folder, sorted; none where there is no such folder."""
+        path = self._full(folder)
+        start = self._path.strip("/") + "/"
+        found = self._do(lambda: self._files.walk(path))
+        return sorted(name.strip("/").removeprefix(start) for name in found)
 
     def list(self, folder: str) -> list[str]:
         """Return the names in a folder, sorted; none where there is no such folder."""
+        path = self._full(folder)
         try:
-            found = self._fs.ls(self._full(folder), detail=False, refresh=True)
+            return sorted(self._do(lambda: self._files.names(path)))
         except FileNotFoundError:
             return []
-        names = (posixpath.basename(str(path).rstrip("/")) for path in found)
-        return sorted(name for name in names if not name.endswith(".tmp"))
 
     def remove(self, key: str) -> None:
         """Remove a file or a folder; nothing happens where there is none."""
         path = self._full(key)
-        if self._fs.exists(path):
-            self._fs.rm(path, recursive=True)
+        self._do(lambda: self._files.remove(path))
+
+    def remove_files(self, keys: Sequence[str]) -> None:
+        """Remove files, all with one request where that can be, and the folders that are empty then."""
+        paths = [self._full(key) for key in keys]
+        self._do(lambda: self._files.remove_files(paths))
+
+    def _do(self, act: Callable[[], T]) -> T:
+        try:
+            return persist(act, self.root, 0.0 if self.is_local else self.patience)
+        except StoreError as error:
+            if not error.temporary:
+                forget_credentials()  # they may be mended, in the environment or in files, before the next call
+            raise
 
     def _full(self, key: str) -> str:
         return f"{self._path}/{_checked(key)}" if key else self._path

@@ -36,6 +36,8 @@ def estimate_seconds(spec: TrainSpec, history: Sequence[Record]) -> Estimate:
     if measured:
         basis = f"measured: {len(measured)} earlier run{'s' * (len(measured) > 1)} of this work"
         return Estimate(0.8 * min(measured), 1.25 * max(measured), basis)
+    if spec.work.source is not None and not spec.work.rows:
+        return Estimate(None, None, "unknown: the rows are counted when the worker reads them; measured after the first run")
     if spec.work.kind == "module":
         low, high = _from_operations(spec)
         return Estimate(low, high, "computed: 6 operations for each weight and row; measured after the first run")

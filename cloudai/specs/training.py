@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.units import Seconds
 from cloudai.specs.validation import Spec
 
-__all__ = ["CheckpointPolicy", "FailurePolicy", "Loop", "Name", "TrainSpec", "Work"]
+__all__ = ["CheckpointPolicy", "FailurePolicy", "Loop", "Name", "Source", "SourceFile", "TrainSpec", "Work"]
 
 
 def _name(value: Any) -> str:
@@ -94,8 +95,43 @@ class Loop(Spec):
     """The share of rows held back to measure the model; drawn with the seed."""
 
 
+class SourceFile(Spec):
+    """A file that data is read from, as it was when the run was asked for."""
+
+    path: str
+    """A full path or URL."""
+    size: int
+    version: str
+    """What is another when the file is another: an ETag, or the time of the last change."""
+
+
+class Source(Spec):
+    """Files that a worker reads the data from, and what is taken from them."""
+
+    format: Literal["csv", "jsonl", "parquet"]
+    files: tuple[SourceFile, ...]
+    """In the order in which their rows count."""
+    target: str = ""
+    inputs: tuple[str, ...]
+    """The columns that become the inputs, in this order."""
+    kinds: dict[str, Literal["bool", "int", "float", "text", "list", "int list"]]
+    """What each column holds."""
+    integers: bool = False
+    """Whether integer inputs stay integers."""
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all this: of which files in which state, and what of them."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """The bytes of all files."""
+        return sum(file.size for file in self.files)
+
+
 class Work(Spec):
-    """What is trained: a function of a context, or a module with data. Every part lies in the store."""
+    """What is trained: a function of a context, or a module with data. Every part lies in the store, but for a source."""
 
     kind: Literal["function", "module"]
     entry: str = ""
@@ -106,7 +142,10 @@ class Work(Spec):
     """The store's key of the module's description and first weights."""
     data: str = ""
     """The store's key of the data."""
+    source: Source | None = None
+    """Where a worker reads the data, where it is not in the store."""
     rows: int = 0
+    """How many there are; 0 where that is not known before they are read."""
     parameters: int = 0
     """How many weights the module has."""
     features: tuple[str, ...] = ()
@@ -114,8 +153,9 @@ class Work(Spec):
 
     @property
     def size(self) -> tuple[str, str, str, int, int]:
-        """What must be equal for two runs to take as long: the code, the number of weights and the number of rows."""
-        return self.kind, self.entry, self.code, self.parameters, self.rows
+        """What must be equal for two runs to take as long: the code, the number of weights, and of rows or else of bytes."""
+        rows = self.rows or (self.source.size if self.source is not None else 0)
+        return self.kind, self.entry, self.code, self.parameters, rows
 
 
 class TrainSpec(Spec):

@@ -6,6 +6,7 @@ key twice, so whoever leads after a crash goes on from there.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -21,6 +22,7 @@ from cloudai.errors import (
     NotFoundError,
     NotReadyError,
     PlacementError,
+    StoreError,
 )
 from cloudai.planning.plan import place
 from cloudai.planning.silence import Silence, asks_again
@@ -69,6 +71,8 @@ def advance(ledger: Ledger, record: Record) -> None:
         run.reached()
     except LedgerError:
         raise  # says nothing about the work; the next look goes on from what was written
+    except StoreError as error:
+        run.wait_for_store(error)
     except NotReadyError as error:
         run.wait(error)
     except DriverError as error:
@@ -161,11 +165,22 @@ class _Advance:
         """Note that the attempt runs, once it reports."""
         before = dict(self.attempts[-1])
         self.attempts[-1].update(started=status.started_at, pid=status.pid)
-        worker = JournalReader(self.files.folder).status()
-        reports = worker.get("attempt") == self.attempts[-1]["number"]
-        phase = "running" if reports else self.record.phase
+        phase = "running" if self.record.phase == "running" or self._reports() else self.record.phase
         if phase != self.record.phase or before != self.attempts[-1]:
-            self._observe(phase, {"refusals": 0}, "")
+            self._observe(phase, {"refusals": 0, "store": ""}, "")
+
+    def _reports(self) -> bool:
+        """Whether this attempt's worker has written its status."""
+        return bool(JournalReader(self.files.folder).status().get("attempt") == self.attempts[-1]["number"])
+
+    def wait_for_store(self, error: StoreError) -> None:
+        """Note that the store keeps us; what runs goes on, and what has not begun is rejected where waiting would not help."""
+        what = redact(error.what)
+        if self.record.phase == "queued" and not error.temporary:
+            fix = f"end the supervisor, which has the environment that it was started in (kill {os.getpid()}), and train again"
+            self.end("rejected", reason=what, fix=fix)
+        elif self.record.status.get("store") != what:
+            self.ledger.observe("run", self.spec.name, self.record.phase, {"store": what}, event=f"waiting: {what}")
 
     def _ended(self, status: JobStatus) -> None:
         ended = status.ended_at or self.ledger.clock.now()
@@ -209,7 +224,14 @@ class _Advance:
         if model is not None:
             self._check_model(model)
             self.ledger.add_model(model["name"], model["version"], model["uri"], model["digest"], self.spec.name)
-        change = {"seconds": seconds, "reason": "", **{key: result[key] for key in ("why_not_exact",)}, "model": model}
+        change = {
+            "seconds": seconds,
+            "reason": "",
+            "store": "",
+            "waiting": None,
+            "why_not_exact": result["why_not_exact"],
+            "model": model,
+        }
         self._observe("succeeded", change, "")
 
     def wait(self, error: NotReadyError) -> None:
@@ -247,7 +269,7 @@ class _Advance:
     def end(self, phase: str, **status: Any) -> None:
         """End the run in a phase, with its reason and fix."""
         status = redacted(status)
-        self._observe(phase, status, f"{phase}: {status['reason']}")
+        self._observe(phase, {"store": "", "waiting": None, **status}, f"{phase}: {status['reason']}")
 
     def _observe(self, phase: str, change: Mapping[str, Any], event: str) -> None:
         if phase in ENDED:

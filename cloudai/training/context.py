@@ -85,8 +85,9 @@ class Context:
     checkpoints: Checkpoints
     group: Group = field(default_factory=Solo)
     on_report: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
-    before_checkpoint: Callable[[], None] = lambda: None
-    """Called before a checkpoint is committed: what was reported up to it must be written by then, for it is not done again."""
+    before_checkpoint: Callable[[], bool] = lambda: True
+    """Called before a checkpoint is committed: what was reported up to it must be written by then, for it is not done again.
+    Where it says that it could not, there is no checkpoint."""
     on_checkpoint: Callable[[int], None] = lambda step: None
     stop_reason: Callable[[], str] = lambda: ""
     """Says why the worker should end; empty while it should not."""
@@ -195,9 +196,7 @@ class Context:
         shared = {name: _state(part) for name, part in checkpoint.items()} if self.rank == 0 else None
         tree = {"shared": shared, "own": {"random": randomness.snapshot(), "rest": own}}
         digests = self.group.gather(self.checkpoints.write_part(step, self.rank, tree))
-        if self.rank == 0:
-            self.before_checkpoint()
-            self.checkpoints.commit(step, digests)
+        if self.rank == 0 and self.before_checkpoint() and self.checkpoints.commit(step, digests):
             self.on_checkpoint(step)
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - begin

@@ -20,9 +20,9 @@ import torch
 from cloudai.artifacts import torch_models, trees
 from cloudai.artifacts.bundle import loaded, resolve
 from cloudai.artifacts.model import Model, code_folder, named_columns, save_model
-from cloudai.errors import CloudAIError, SpecError
+from cloudai.errors import CloudAIError, DataError, SpecError, StoreError
 from cloudai.specs.confidential import redact, redacted
-from cloudai.specs.training import TrainSpec
+from cloudai.specs.training import Source, TrainSpec
 from cloudai.statistics.profiles import Profile
 from cloudai.tracking import Row, TrackedModel
 from cloudai.tracking.background import BackgroundTracker
@@ -30,9 +30,11 @@ from cloudai.tracking.registry import NONE
 from cloudai.training import loop, randomness
 from cloudai.training.checkpoints import Checkpoints
 from cloudai.training.context import Context, Group, Stopped
-from cloudai.training.job import RunFiles
+from cloudai.training.data import TrainingData, read_source
+from cloudai.training.job import WORKER_PATIENCE, RunFiles
 from cloudai.training.journal import Journal
 from cloudai.training.tracked import RunSource, first_note, lineage, tracked_model, write_note
+from cloudai.training.work import dry_run
 
 __all__ = ["FAILED", "LOST", "STOPPED", "SUCCEEDED", "execute"]
 
@@ -51,7 +53,11 @@ _OWN_LOOP = "the training loop is your own function: cloudai cannot know all of 
 
 def execute(spec: TrainSpec, attempt: int, group: Group, stop_reason: Callable[[], str]) -> int:
     """Run the work to its end and return the exit code."""
-    worker = _Worker(RunFiles(spec), attempt, group, stop_reason)
+    files = RunFiles(spec, WORKER_PATIENCE)
+    try:
+        worker = _Worker(files, attempt, group, stop_reason)
+    except (DataError, StoreError) as error:
+        return _not_begun(files, error)
     try:
         with code_folder() as folder, worker.code(folder):
             return worker.run(folder)
@@ -59,6 +65,18 @@ def execute(spec: TrainSpec, attempt: int, group: Group, stop_reason: Callable[[
         log.warning("stopped: %s", stopped)
         worker.close(succeeded=False)
         return STOPPED
+
+
+def _not_begun(files: RunFiles, error: DataError | StoreError) -> int:
+    """Say why the work could not begin, and return the exit code: another attempt helps only where the reason may be over."""
+    if isinstance(error, StoreError):
+        if error.temporary:
+            log.warning("the store was tried for long enough: %s", error.what)
+            return LOST
+        fix = f"{error.fix}; a worker has the environment in which the supervisor was started"
+        error = StoreError(error.what, fix=fix)
+    _write_error(files, error, "")
+    return FAILED
 
 
 class _Worker:
@@ -72,7 +90,8 @@ class _Worker:
         self._latest: dict[str, float] = {}
         if group.rank == 0:
             about = {"pid": os.getpid(), "total_steps": total_steps(spec)}
-            self.journal = Journal(files.folder, attempt, about, self._written)
+            doing = {"doing": "reading the data"} if spec.work.source is not None else {}
+            self.journal = Journal(files.folder, attempt, {**about, **doing}, self._written)
             self.tracker = None if spec.tracking == NONE else BackgroundTracker(RunSource(spec, attempt), self._behind)
         self.context = Context(
             spec,
@@ -96,6 +115,9 @@ class _Worker:
             if _lost_peer(error):
                 log.warning("another worker is gone: %s", error)
                 self.close(succeeded=False)
+                return LOST
+            if isinstance(error, StoreError) and error.temporary:
+                log.warning("the store was tried for long enough: %s", error.what)
                 return LOST
             self._failed(error, folder)
             return FAILED
@@ -126,11 +148,20 @@ class _Worker:
             log.warning("the note on tracking cannot be written: %s", error)
 
     def _data(self) -> Mapping[str, np.ndarray] | None:
+        if self.spec.work.source is not None:
+            return self._read(self.spec.work.source)
         if not self.spec.work.data:
             return None
         digest = Path(self.spec.work.data).stem
         tree = trees.load(self.files.store.read_verified(self.spec.work.data, digest))
         return {name: np.asarray(array) for name, array in tree.items()}
+
+    def _read(self, source: Source) -> Mapping[str, np.ndarray]:
+        """Read the data where it lies; how much there is of it is known from now on."""
+        arrays = read_source(source, patience=WORKER_PATIENCE).arrays
+        if self.journal is not None:
+            self.journal.update(doing="", total_steps=total_steps(self.spec, len(arrays["inputs"])))
+        return arrays
 
     @contextlib.contextmanager
     def code(self, folder: Path) -> Iterator[None]:
@@ -145,6 +176,8 @@ class _Worker:
         work = self.spec.work
         if work.kind == "module":
             module = torch_models.build_module(self._stored(work.module))
+            if work.source is not None and self.context.data is not None:
+                dry_run(module, TrainingData(self.context.data), self.spec.loop)
             return module, loop.fit(module, self.context)
         returned = resolve(work.entry)(self.context)
         if returned is not None and not isinstance(returned, torch.nn.Module):
@@ -195,9 +228,9 @@ class _Worker:
         if self.journal is not None:
             self.journal.update(tracking=problem)
 
-    def _flush(self) -> None:
+    def _flush(self) -> bool:
         assert self.journal is not None
-        self.journal.flush()
+        return self.journal.flush()
 
     def _saved(self, step: int) -> None:
         assert self.journal is not None
@@ -215,21 +248,27 @@ class _Worker:
         self.close(succeeded=True, model=tracked_model(result))
 
     def _failed(self, error: BaseException, folder: Path) -> None:
-        what = error.what if isinstance(error, CloudAIError) else f"{type(error).__name__}: {error}"
-        fix = error.fix if isinstance(error, CloudAIError) else "mend the code and train again"
-        frames = _user_frames(error, folder)
-        log.error("%s\n%s", what, frames or traceback.format_exc())
-        told = redacted({"what": what, "fix": fix, "frames": frames})
-        self.files.folder.create("error.json", json.dumps(told).encode())
+        _write_error(self.files, error, _user_frames(error, folder))
         self.close(succeeded=False)
 
 
-def total_steps(spec: TrainSpec) -> int | None:
-    """Return how many optimiser steps the built-in loop will take; None for a user's own loop."""
-    if spec.work.kind != "module":
+def _write_error(files: RunFiles, error: BaseException, frames: str) -> None:
+    """Leave what ended the run for whoever reads it."""
+    what = error.what if isinstance(error, CloudAIError) else f"{type(error).__name__}: {error}"
+    fix = error.fix if isinstance(error, CloudAIError) else "mend the code and train again"
+    log.error("%s\n%s", what, frames or traceback.format_exc())
+    told = redacted({"what": what, "fix": fix, "frames": frames})
+    files.folder.create("error.json", json.dumps(told).encode())
+
+
+def total_steps(spec: TrainSpec, rows: int = 0) -> int | None:
+    """Return how many optimiser steps the built-in loop will take; None for a user's own loop, or rows not counted yet."""
+    rows = rows or spec.work.rows
+    if spec.work.kind != "module" or not rows:
         return None
-    rows = spec.work.rows - int(spec.work.rows * spec.loop.validation)
-    return spec.loop.epochs * loop.batches_of(rows, spec.loop.batch_size, spec.scaling.num_workers)
+    return spec.loop.epochs * loop.batches_of(
+        rows - int(rows * spec.loop.validation), spec.loop.batch_size, spec.scaling.num_workers
+    )
 
 
 def _lost_peer(error: BaseException) -> bool:

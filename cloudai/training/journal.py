@@ -2,6 +2,9 @@
 
 The worker writes small files in the run's folder: ``status.json`` (where it is), ``metrics/<attempt>-<n>.json`` (rows of
 metrics), and in the end ``result.json`` or ``error.json``. One writer, any number of readers, on any store.
+
+On an object store each look costs money. So nothing is written where there is no news, the status says how many files of
+metrics there are, and who has read the status lists them only when there are more.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ __all__ = ["Journal", "JournalReader", "Row"]
 log = logging.getLogger(__name__)
 
 _FIRST_FLUSH = 0.25  # seconds
-_NUMBERS = ("attempt", "pid", "step", "total_steps", "checkpoint", "resumed_from")
+_NUMBERS = ("attempt", "pid", "step", "total_steps", "checkpoint", "resumed_from", "files")
+_BRIEF = 10.0  # seconds that one flush tries again, before it leaves it to the next
 _SHARE = 0.01
 """Flushes come at intervals of at least this share of the time passed, so that a week's run does not write a million files."""
 
@@ -51,9 +55,11 @@ class Journal:
         on_written: Callable[[Sequence[Row]], None] = lambda rows: None,
     ) -> None:
         self._store = store
+        self._brief = store.patient(min(_BRIEF, store.patience))
         self._attempt = attempt
         self._on_written = on_written
         self._status = {"attempt": attempt, "started": time.time(), **status}
+        self._written: Mapping[str, Any] = {}
         self._rows: list[Row] = []
         self._files = 0
         self._lock = threading.Lock()
@@ -74,34 +80,42 @@ class Journal:
         with self._lock:
             self._status.update(status)
 
-    def flush(self) -> None:
-        """Write what is new; a store that fails is tried again at the next flush."""
+    def flush(self) -> bool:
+        """Write what is new, and return whether all is written; a store that fails is tried again at the next flush."""
+        return self._flush(self._brief)
+
+    def _flush(self, store: Store) -> bool:
         with self._flushing:
             with self._lock:
                 rows, self._rows = self._rows, []
-                status = {**self._status, "updated": time.time()}
+                status = dict(self._status)
             try:
-                self._write(rows, status)
+                self._write(store, rows, status)
             except OSError as error:
-                log.warning("the store cannot be written (%s); trying again", error)
+                log.warning("the store cannot be written (%s); trying again", getattr(error, "what", error))
                 with self._lock:
                     self._rows = rows + self._rows
+                return False
+        return True
 
-    def _write(self, rows: list[Row], status: Mapping[str, Any]) -> None:
+    def _write(self, store: Store, rows: list[Row], status: dict[str, Any]) -> None:
         if rows:
             lines = [[row.step, row.metrics, row.at] for row in rows]
-            self._store.write(f"metrics/{self._attempt:04d}-{self._files:06d}.json", json.dumps(lines).encode())
+            store.write(f"metrics/{self._attempt:04d}-{self._files:06d}.json", json.dumps(lines).encode())
             self._files += 1
             written = list(rows)
             rows.clear()  # written: if the status fails now, they must not be written again
             self._on_written(written)
-        self._store.write_json("status.json", status)
+        status["files"] = self._files
+        if status != self._written:
+            store.write_json("status.json", {**status, "updated": time.time()})
+            self._written = status
 
     def close(self) -> None:
         """Write the rest and stop."""
         self._stop.set()
         self._thread.join()
-        self.flush()
+        self._flush(self._store)
 
     def _run(self) -> None:
         begin = time.monotonic()
@@ -115,18 +129,30 @@ class JournalReader:
 
     store: Store
     _chunks: dict[str, list[Row]] = field(default_factory=dict)
+    _said: tuple[int, int] = (0, 0)
+    """The attempt and its number of files of metrics, as the status says that was read last."""
+    _listed: tuple[int, int] = (0, 0)
 
     def status(self) -> Mapping[str, Any]:
         """Return where the worker is; empty before it has started."""
-        found = self.store.read_json("status.json") or {}
-        if not all(found.get(name) is None or type(found[name]) is int for name in _NUMBERS):
+        status = self.store.read_json("status.json") or {}
+        if not all(status.get(name) is None or type(status[name]) is int for name in _NUMBERS):
             raise _damaged(self.store, "status.json")
-        return found
+        self._said = (status.get("attempt") or 0, status.get("files") or 0)
+        return status
 
-    def rows(self) -> list[Row]:
-        """Return all metrics in order of step; what a later attempt did again counts once, as it was done last."""
+    def rows(self, *, after_status: bool = False) -> list[Row]:
+        """Return all metrics in order of step; what a later attempt did again counts once, as it was done last.
+
+        Parameters
+        ----------
+        after_status : bool
+            Whether the status was read just now, so that the store need not be asked where it has no news.
+        """
+        if not after_status or self._said != self._listed:
+            self._read_new()
         rows: dict[int, Row] = {}
-        for reported in self.attempts().values():
+        for reported in self._by_attempt().values():
             for row in reported:
                 known = rows.get(row.step)
                 rows[row.step] = Row(row.step, {**known.metrics, **row.metrics}, row.at) if known else row
@@ -134,9 +160,17 @@ class JournalReader:
 
     def attempts(self) -> dict[int, list[Row]]:
         """Return for each attempt what it reported, in order."""
+        self._read_new()
+        return self._by_attempt()
+
+    def _read_new(self) -> None:
+        said = self._said
         for name in self.store.list("metrics"):
             if name not in self._chunks:
                 self._chunks[name] = _read_rows(self.store, f"metrics/{name}")
+        self._listed = said
+
+    def _by_attempt(self) -> dict[int, list[Row]]:
         attempts: dict[int, list[Row]] = {}
         for name in sorted(self._chunks):
             number = name.partition("-")[0]

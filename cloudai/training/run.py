@@ -28,6 +28,7 @@ from cloudai.training.tracked import read_note
 __all__ = ["Run", "RunStatus"]
 
 _POLL = 0.1  # seconds between two looks while waiting
+_POLL_REMOTE = 0.5  # where a look is a request that costs money
 _LOSSES = ("loss", "epoch_loss", "val_loss")
 
 
@@ -87,7 +88,7 @@ class Run(Handle):
 
     def _read(self, record: Record) -> None:
         self._worker = dict(self._journal.status())
-        self._rows = self._journal.rows()
+        self._rows = self._journal.rows(after_status=not record.ended)
         self._untracked = self._read_untracked(record)
 
     def _read_untracked(self, record: Record) -> str:
@@ -115,7 +116,7 @@ class Run(Handle):
             pid=worker.get("pid") if self.phase in ("running", "recovering") else None,
             place=status.get("place", ""),
             preemptions=sum(a.get("failure") is False for a in status.get("attempts", [])),
-            reason=status.get("reason", "") or ("" if self.ended else worker.get("doing", "")),
+            reason=status.get("store", "") or status.get("reason", "") or ("" if self.ended else worker.get("doing", "")),
         )
 
     @property
@@ -192,13 +193,14 @@ class Run(Handle):
         clock = self._ledger.clock
         deadline = None if timeout is None else clock.now() + timeout
         line = _ProgressLine(enabled=progress)
+        poll = _POLL if self._journal.store.is_local else _POLL_REMOTE
         try:
             while not self.ended:
                 if deadline is not None and clock.now() > deadline:
                     raise NotReadyError(
                         f"the run {self.name!r} is still {self.phase}", fix="wait longer, or look at run.logs()"
                     )
-                clock.pause(_POLL)
+                clock.pause(poll)
                 self.refresh()
                 line.show(self)
         except KeyboardInterrupt:

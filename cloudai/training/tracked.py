@@ -132,7 +132,7 @@ def lineage(spec: TrainSpec) -> dict[str, str]:
         "run": spec.name,
         "code": Path(work.code).stem,
         "module": Path(work.module).stem,
-        "data": Path(work.data).stem,
+        "data": work.source.digest if work.source is not None else Path(work.data).stem,
         "spec": sha256(spec.model_dump_json(exclude={"name"}).encode()),
     }
 

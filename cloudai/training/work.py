@@ -20,7 +20,7 @@ from cloudai.specs.training import Loop, Work
 from cloudai.training.capture import capture, locator
 from cloudai.training.data import TrainingData, parse_data
 
-__all__ = ["Prepared", "base_name", "prepare"]
+__all__ = ["Prepared", "base_name", "dry_run", "prepare"]
 
 _DRY_RUN_LIMIT = 20_000_000
 """A module of at most this many weights is tried on one row before the call returns; a larger one in the worker."""
@@ -68,7 +68,8 @@ def _prepared(
         entry=entry,
         code=key("code", bundle.to_zip(), ".zip") if bundle is not None else "",
         module=key("modules", module, ".safetensors") if module else "",
-        data=key("data", trees.dump(dict(data.arrays)), ".safetensors") if data is not None else "",
+        data=key("data", trees.dump(dict(data.arrays)), ".safetensors") if data is not None and data.source is None else "",
+        source=data.source if data is not None else None,
         rows=data.rows if data is not None else 0,
         parameters=parameters,
         features=data.features if data is not None else (),
@@ -124,13 +125,13 @@ def _prepare_module(module: Any, data: Any, loop: Loop) -> Prepared:
     if data is None:
         raise SpecError("a module needs data to train on", fix="pass data=(inputs, targets)")
     parsed = parse_data(data, integers=any(isinstance(m, torch.nn.Embedding) for m in module.modules()))
-    if "targets" not in parsed.arrays:
-        raise DataError("the built-in loop needs targets", fix="pass data=(inputs, targets)")
+    if "targets" not in parsed.arrays and not (parsed.source and parsed.source.target):
+        raise DataError("the built-in loop needs targets", fix="pass data=(inputs, targets), or a table with target=")
     for part in module.modules():
         refuse_secrets(vars(part), f"vars({type(part).__name__})")
     parameters = sum(p.numel() for p in module.parameters())
-    if parameters <= _DRY_RUN_LIMIT:
-        _dry_run(module, parsed, loop)
+    if parameters <= _DRY_RUN_LIMIT and parsed.arrays:
+        dry_run(module, parsed, loop)
     parts = parts_of(module)
     bundle = capture(parts) if parts else None
     # what is not the user's own lies in torch, where it is found without being asked for
@@ -138,8 +139,14 @@ def _prepare_module(module: Any, data: Any, loop: Loop) -> Prepared:
     return _prepared("module", bundle=bundle, module=described, data=parsed, parameters=parameters)
 
 
-def _dry_run(module: Any, data: TrainingData, loop: Loop) -> None:
-    """Try the module on one row, so that a misfit is an error now and not in a worker later."""
+def dry_run(module: Any, data: TrainingData, loop: Loop) -> None:
+    """Try the module on one row, so that a misfit is an error now and not in a worker later.
+
+    Raises
+    ------
+    DataError
+        If the module does not take the rows, or has too few outputs for the classes.
+    """
     import torch
 
     modes = {part: part.training for part in module.modules()}

@@ -19,7 +19,7 @@ from cloudai.files import append_to
 from cloudai.specs.confidential import start_log
 from cloudai.specs.training import TrainSpec
 from cloudai.state import lease
-from cloudai.training.job import JOB
+from cloudai.training.job import JOB, WORKER_PATIENCE
 
 __all__ = ["main"]
 
@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.disable()  # importing torch makes a million objects that stay: looking through them again and again takes 0.2 s
     faulthandler.enable()
     start_log()
-    spec = TrainSpec.parse(_job(Store(args.store), f"runs/{args.run}/{JOB}", args.digest))
+    store = Store(args.store, patience=WORKER_PATIENCE)
+    spec = TrainSpec.parse(_job(store, f"runs/{args.run}/{JOB}", args.digest))
     _make_private(spec.tracking)
     stop = StopSignal(args.lease_file)
     if spec.scaling.num_workers == 1:

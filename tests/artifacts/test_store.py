@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 import uuid
 
 import pytest
 
 from cloudai.artifacts.store import Store, canonical_json, content_key, sha256
-from cloudai.errors import IntegrityError, NotFoundError, SpecError
+from cloudai.errors import IntegrityError, NotFoundError, SpecError, StoreError
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -112,3 +113,21 @@ def test_half_a_write_is_never_read(tmp_path):
     while not done.is_set():
         assert store.read("f") in blobs
     writer.join()
+
+
+def test_a_place_that_cannot_be_written_is_said_in_two_lines(tmp_path):
+    (tmp_path / "file").touch()
+    store = Store(str(tmp_path / "file" / "store"))
+    for act in (
+        lambda: store.write("a/b", b""),
+        lambda: store.create("a/b", b""),
+        lambda: store.list("a"),
+        lambda: store.read("a"),
+    ):
+        with pytest.raises(
+            StoreError, match="cannot be used: Not a directory\nFix: choose a folder that you may write to"
+        ) as caught:
+            act()
+        assert isinstance(caught.value, OSError)
+        assert not caught.value.temporary
+    assert pickle.loads(pickle.dumps(StoreError("a", fix="b", temporary=True))).temporary

@@ -12,15 +12,20 @@ import pytest
 
 import cloudai
 from cloudai import CheckpointPolicy, DriftPolicy, ServerLimits, cli, errors, settings
+from cloudai.artifacts.store import Store
 from cloudai.serving.router import RouterOptions
 from cloudai.specs.monitoring import MonitorSpec
 from cloudai.specs.training import FailurePolicy
+from cloudai.training.job import WORKER_PATIENCE
 from docs import generate
 from tests.conftest import processes_of, wait_until
 from tests.docs import pages
+from tests.s3 import make_bucket
 
 RUNNABLE = [page for page in pages.PAGES if pages.runnable(page)]
 SLOW = {"docs/how-to/train-with-several-workers.md": "starts a Ray cluster"}
+ON_S3 = {"docs/how-to/keep-artifacts-on-s3.md": "team-bucket"}
+"""Pages that use S3, and the bucket that they have: a real server stands in for it."""
 FIRST = pages.ROOT / "README.md"
 """Trains the model that other pages load."""
 
@@ -46,7 +51,9 @@ def _case(page):
 
 
 @pytest.mark.parametrize("page", [_case(page) for page in RUNNABLE])
-def test_the_code_of_a_page_runs_and_prints_what_the_page_says(page, home, first, tmp_path):
+def test_the_code_of_a_page_runs_and_prints_what_the_page_says(page, home, first, tmp_path, request):
+    if pages.name_of(page) in ON_S3:
+        make_bucket(request.getfixturevalue("s3"), ON_S3[pages.name_of(page)])
     code, output, problems = first if page == FIRST else pages.run(page, home, tmp_path)
     assert code == 0, f"{pages.name_of(page)}:\n{problems[-3000:]}"
     was = pages.printed(output)
@@ -151,6 +158,9 @@ def test_the_numbers_on_the_pages_are_those_of_the_code():
         "docs/how-to/monitor-drift.md": [f"`min_rows` ({DriftPolicy().min_rows})", "5 minutes by default"],
         "docs/explanation/drift.md": [f"`alarm_rate` ({DriftPolicy().alarm_rate})"],
         "docs/how-to/train-your-own-loop.md": [f"{FailurePolicy().max_failures} times by default"],
+        "docs/how-to/keep-artifacts-on-s3.md": [
+            f"{Store('memory://x').patience:g} seconds in a notebook, {WORKER_PATIENCE / 60:g} minutes in a worker"
+        ],
         "docs/explanation/exactness.md": [f"{CheckpointPolicy().every:g} seconds by default"],
     }
     pieces = [(page, piece) for page, found in said.items() for piece in found]

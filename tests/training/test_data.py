@@ -47,6 +47,11 @@ def test_columns_keep_their_names():
     assert parse_data(FORMS["frames"]).features == ("a", "b")
 
 
+def test_a_frame_of_numbers_and_truths_is_numbers():
+    frame = pd.DataFrame({"a": [1, 2], "b": [True, False]})
+    assert parse_data((frame, [0, 1])).arrays["inputs"].tolist() == [[1.0, 1.0], [2.0, 0.0]]
+
+
 def test_integers_stay_integers_only_where_an_embedding_needs_them():
     tokens = np.array([[1, 2], [3, 4]])
     assert parse_data((tokens, [0, 1])).arrays["inputs"].dtype == np.float32
@@ -71,7 +76,7 @@ WRONG = {
     "ragged": (([[1, 2], [3]], [0, 1]), "rows of equal shape|not an array"),
     "scalar": ((1.0, 2.0), "are empty"),
     "names": ({"x": X, "y": Y}, "'inputs' and 'targets'"),
-    "a path": ("data.csv", "give"),
+    "a path": ("data.csv", "cloudai.Table\\('data.csv', target="),
     "a bare array": (X, "data cannot be a ndarray"),
     "dataset of singles": (
         list(range(5)) and torch.utils.data.Subset(torch.arange(5), range(5)),
