@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cloudai.artifacts import trees, versions
-from cloudai.artifacts.bundle import loaded
 from cloudai.artifacts.signature import Signature
 from cloudai.artifacts.store import Store, canonical_json, sha256
+from cloudai.capture.bundle import loaded
 from cloudai.display import Card, Shown, Table, nearest
 from cloudai.errors import IntegrityError, MissingExtraError, NotFoundError, RequestError, SpecError
 from cloudai.state.ledger import Ledger

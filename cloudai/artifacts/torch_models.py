@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from cloudai.artifacts import architecture, trees
-from cloudai.artifacts.bundle import resolve
 from cloudai.artifacts.signature import Signature, TensorSpec
+from cloudai.capture.bundle import resolve
 from cloudai.errors import IntegrityError, SpecError
 
 __all__ = ["TorchServable", "build_module", "describe_module", "named", "pack", "run_module"]

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from cloudai.artifacts import torch_models, trees
-from cloudai.artifacts.bundle import loaded, resolve
 from cloudai.artifacts.model import Model, code_folder, named_columns, save_model
 from cloudai.artifacts.store import sha256
+from cloudai.capture.bundle import loaded, resolve
 from cloudai.errors import CloudAIError, SpecError
 from cloudai.specs.training import TrainSpec
 from cloudai.statistics.profiles import Profile

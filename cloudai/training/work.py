@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from cloudai.artifacts import trees
-from cloudai.artifacts.bundle import Bundle
 from cloudai.artifacts.store import Store, content_key
+from cloudai.capture.bundle import Bundle
+from cloudai.capture.code import capture, locator
 from cloudai.errors import DataError, SpecError
 from cloudai.specs.training import Loop, Work
-from cloudai.training.capture import capture, locator
 from cloudai.training.data import TrainingData, parse_data
 
 __all__ = ["Prepared", "base_name", "prepare"]

@@ -11,8 +11,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cloudai.artifacts.bundle import MAIN_PREFIX, Bundle
-from cloudai.training.collector import Collector
+from cloudai.capture.bundle import MAIN_PREFIX, Bundle
+from cloudai.capture.collector import Collector
 
 __all__ = ["capture", "locator"]
 
