@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 from cloudai import settings
-from cloudai.artifacts.model import Model, find_model
+from cloudai.artifacts.known import find_model
+from cloudai.artifacts.model import Model
 from cloudai.artifacts.store import Store
 from cloudai.display import nearest
 from cloudai.drivers import registry

@@ -12,7 +12,7 @@ from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.units import Seconds
 from cloudai.specs.validation import Spec
 
-__all__ = ["CheckpointPolicy", "FailurePolicy", "Loop", "Name", "TrainSpec", "Work"]
+__all__ = ["CheckpointPolicy", "FailurePolicy", "Loop", "Name", "Named", "TrainSpec", "Work"]
 
 
 def _name(value: Any) -> str:
@@ -25,6 +25,12 @@ def _name(value: Any) -> str:
 
 Name = Annotated[str, BeforeValidator(_name)]
 """Names are DNS labels (RFC 1123), so that every backend can carry them unchanged."""
+
+
+class Named(Spec):
+    """What is asked for under a name alone."""
+
+    name: Name
 
 
 class CheckpointPolicy(Spec):

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from cloudai.artifacts import torch_models, trees
-from cloudai.artifacts.model import Model, code_folder, named_columns, save_model
+from cloudai.artifacts.inputs import named_columns
+from cloudai.artifacts.model import Model, save_model
 from cloudai.artifacts.store import sha256
-from cloudai.capture.bundle import loaded, resolve
+from cloudai.capture.bundle import code_folder, loaded, resolve
 from cloudai.errors import CloudAIError, SpecError
 from cloudai.specs.training import TrainSpec
 from cloudai.statistics.profiles import Profile
@@ -141,7 +142,7 @@ class _Worker:
                 "the model's inputs are not known",
                 fix="pass data=, or set module.example_input to a few rows before returning it",
             )
-        files, signature = torch_models.pack(module, np.asarray(example))
+        files, signature = torch_models.pack(module, {"input": np.asarray(example)})
         if self.spec.work.code:
             files["code.zip"] = self._stored(self.spec.work.code)
         if inputs is not None:
