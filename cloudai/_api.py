@@ -37,7 +37,7 @@ from cloudai.state.ledger import Ledger, Record, open_ledger
 from cloudai.training.advance import advance as advance_run
 from cloudai.training.advance import needs_of as run_needs
 from cloudai.training.run import Run, run_spending
-from cloudai.training.work import Prepared, base_name, prepare
+from cloudai.training.work import Prepared, base_name, loop_defaults, prepare
 
 __all__ = ["advance", "attach", "cleanup", "costs", "deploy", "load_model", "monitor", "plan", "ps", "train"]
 
@@ -45,8 +45,8 @@ __all__ = ["advance", "attach", "cleanup", "costs", "deploy", "load_model", "mon
 class TrainOptions(TypedDict, total=False):
     """How a run is made; everything but the work and its data.
 
-    The loop's options (``loss``, ``optimizer``, ``lr``, ``weight_decay``, ``epochs``, ``batch_size``, ``validation``) are
-    those of `cloudai.specs.training.Loop` and hold for modules only.
+    The loop's options (``loss``, ``optimizer``, ``lr``, ``weight_decay``, ``epochs``, ``batch_size``, ``validation``,
+    ``max_length``) are those of `cloudai.specs.training.Loop` and do not hold for functions.
     """
 
     on: str
@@ -66,6 +66,7 @@ class TrainOptions(TypedDict, total=False):
     epochs: int
     batch_size: int
     validation: float
+    max_length: int
 
 
 class DeployOptions(TypedDict, total=False):
@@ -102,9 +103,10 @@ def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
 
     Parameters
     ----------
-    work : callable, torch.nn.Module or Plan
-        A function of a `cloudai.Context` that returns the trained module, a module to be trained by the built-in loop, or
-        what `plan` returned.
+    work : callable, torch.nn.Module, pretrained model or Plan
+        A function of a `cloudai.Context` that returns the trained module, a module to be trained by the built-in loop, a
+        model of transformers to be trained on texts and labels (a name on the Hugging Face hub, a folder, or
+        ``(model or config, tokenizer)``), or what `plan` returned.
     data : optional
         ``(inputs, targets)`` as arrays, tensors or data frames, or a torch dataset of such pairs. It is copied into the
         store, so later changes do not matter.
@@ -112,7 +114,8 @@ def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
         ``name`` (of the run; by default one is made up), ``model_name``, ``on`` (the driver, ``"local"``), ``config`` (for
         your function), ``seed``, ``num_workers``, ``resources``, ``checkpoint``, ``max_failures`` (how often a killed
         worker comes back), ``lease`` (how long it goes on when no live handle renews it; ``None`` for ever). For a module
-        also ``loss``, ``optimizer``, ``lr``, ``weight_decay``, ``epochs``, ``batch_size``, ``validation``.
+        also ``loss``, ``optimizer``, ``lr``, ``weight_decay``, ``epochs``, ``batch_size``, ``validation``; for a pretrained
+        model also ``max_length``.
 
     Returns
     -------
@@ -274,9 +277,11 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
     now = settings.current()
     loop_options = {key: value for key, value in options.items() if key in Loop.model_fields}
     _refuse_unknown("train", options, TrainOptions)
-    loop = Loop.of(**loop_options)
+    loop = Loop.of(**{**loop_defaults(work), **loop_options})
     if registry.train_driver(options.get("on", "local")).capabilities.here:
         _require("training", "train", "torch")
+        if loop_defaults(work):
+            _require("training on texts", "text", "transformers")
         if options.get("num_workers", 1) != 1:
             _require("training with several workers", "ray", "ray")
     base = options.get("model_name") or base_name(work)

@@ -202,7 +202,7 @@ def load_classifier(files: Mapping[str, bytes]) -> Classifier:
         return load_folder(Path(name))
 
 
-def load_folder(folder: Path, *, classes: Sequence[str] | None = None) -> Classifier:
+def load_folder(folder: Path, *, classes: Sequence[str] | None = None, draw: bool = False) -> Classifier:
     """Load a classifier from a folder, which is checked first.
 
     Parameters
@@ -210,19 +210,21 @@ def load_folder(folder: Path, *, classes: Sequence[str] | None = None) -> Classi
     classes : sequence of str, optional
         The classes to be learned: the model gets a new last layer for them where its own is another. Without them the
         model must be able to classify as it is.
+    draw : bool
+        Whether the folder has no weights: they are drawn by torch's generator.
 
     Raises
     ------
     NotFoundError, IntegrityError, SpecError
         As `cloudai.artifacts.pretrained.check_folder`, and if a part cannot be read.
     """
-    pretrained.check_folder(folder)
+    pretrained.check_folder(folder, weights=not draw)
     with tempfile.TemporaryDirectory(prefix="cloudai-text-") as name, quiet():
         for path in pretrained.taken_files(folder):  # what else lies there is not to be found by anybody
             (Path(name) / path.name).symlink_to(path.resolve())
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-            model, missing = _model(name, classes)
+            model, missing = _drawn(name, classes or ()) if draw else _model(name, classes)
         except Exception as error:  # what a damaged folder makes transformers and safetensors raise has no class in common
             first = str(error).strip().split("\n")[0][:300]
             what = f"the pretrained model in {folder} cannot be loaded: {first}"
@@ -248,6 +250,14 @@ def _model(folder: str, classes: Sequence[str] | None) -> tuple[Any, set[str]]:
         **options,
     )
     return model, set(info["missing_keys"])
+
+
+def _drawn(folder: str, classes: Sequence[str]) -> tuple[Any, set[str]]:
+    config = transformers.AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False, **class_names(classes)
+    )
+    auto: Any = transformers.AutoModelForSequenceClassification
+    return auto.from_config(config).float(), set()
 
 
 def class_names(classes: Sequence[str]) -> dict[str, Any]:

@@ -61,18 +61,27 @@ class Loop(Spec):
     """Rows of one optimiser step, over all workers together."""
     validation: float = Field(default=0.1, ge=0, lt=1)
     """The share of rows held back to measure the model; drawn with the seed."""
+    max_length: int | None = Field(default=None, ge=1)
+    """Of a model of texts: after so many tokens a text is cut off; by default what the model takes."""
 
 
 class Work(Spec):
-    """What is trained: a function of a context, or a module with data. Every part lies in the store."""
+    """What is trained: a function of a context, a module with data, or a pretrained model with texts.
 
-    kind: Literal["function", "module"]
+    Every part lies in the store, but for pretrained models that are a folder or a name.
+    """
+
+    kind: Literal["function", "module", "text"]
     entry: str = ""
     """Of a function: ``module:name`` inside the bundle."""
     code: str = ""
     """The store's key of the code bundle; empty where no code of the user's is needed."""
     module: str = ""
-    """The store's key of the module's description and first weights."""
+    """The store's key of the module's description and first weights, or of a pretrained model's files."""
+    pretrained: str = ""
+    """The folder of a pretrained model, or its name on the Hugging Face hub; empty where it lies in the store."""
+    labels: tuple[str, ...] = ()
+    """The names of the classes of texts, which the data has as numbers; empty where the worker finds them."""
     data: str = ""
     """The store's key of the data."""
     rows: int = 0
@@ -84,7 +93,7 @@ class Work(Spec):
     @property
     def size(self) -> tuple[str, str, str, int, int]:
         """What must be equal for two runs to take as long: the code, the number of weights and the number of rows."""
-        return self.kind, self.entry, self.code, self.parameters, self.rows
+        return self.kind, self.entry, self.code or self.pretrained, self.parameters, self.rows
 
 
 class TrainSpec(Spec):

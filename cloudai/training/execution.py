@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ import torch
 from cloudai.artifacts import torch_models, trees
 from cloudai.artifacts.inputs import named_columns
 from cloudai.artifacts.model import Model, save_model
+from cloudai.artifacts.signature import Signature
 from cloudai.artifacts.store import sha256
 from cloudai.capture.bundle import code_folder, loaded, resolve
 from cloudai.errors import CloudAIError, SpecError
@@ -31,6 +32,9 @@ from cloudai.training.context import Context, Group, Stopped
 from cloudai.training.job import RunFiles
 from cloudai.training.journal import Journal
 
+if TYPE_CHECKING:
+    from cloudai.artifacts.text_models import Classifier
+
 __all__ = ["FAILED", "LOST", "STOPPED", "SUCCEEDED", "execute"]
 
 log = logging.getLogger(__name__)
@@ -40,6 +44,8 @@ SUCCEEDED, FAILED, LOST, STOPPED = 0, 1, 75, 143
 143 is what a shell gives for SIGTERM."""
 
 _EXAMPLE_ROWS = 8
+_BUILT_IN = ("module", "text")
+"""The kinds of work that the built-in loop trains."""
 _OWN_LOOP = "the training loop is your own function: cloudai cannot know all of its state"
 
 
@@ -64,6 +70,8 @@ class _Worker:
         self.journal: Journal | None = None
         self.tracker: BackgroundTracker | None = None
         self._latest: dict[str, float] = {}
+        self._classifier: Classifier | None = None
+        self._base = ""
         if group.rank == 0:
             self.journal = Journal(files.folder, attempt, {"pid": os.getpid(), "total_steps": total_steps(spec)})
             self.tracker = BackgroundTracker(spec.tracking, spec.model_name, spec.name, _params(spec), _tags(spec))
@@ -124,10 +132,24 @@ class _Worker:
         if work.kind == "module":
             module = torch_models.build_module(self._stored(work.module))
             return module, loop.fit(module, self.context)
+        if work.kind == "text":
+            return self._fine_tuned()
         returned = resolve(work.entry)(self.context)
         if returned is not None and not isinstance(returned, torch.nn.Module):
             raise SpecError(f"the function returned a {type(returned).__name__}", fix="return a torch.nn.Module, or nothing")
         return returned, self._latest
+
+    def _fine_tuned(self) -> tuple[torch.nn.Module, Mapping[str, float]]:
+        from cloudai.artifacts.text_models import Logits
+        from cloudai.training import fine_tuning
+        from cloudai.training.texts import class_codes
+
+        assert self.context.data is not None
+        codes, labels = class_codes(self.context.data["targets"], self.spec.work.labels)
+        self._classifier, self._base = fine_tuning.first_weights(self.files, labels, self.group.rank)
+        module = Logits(self._classifier.model)
+        rows = fine_tuning.TokenRows(self._classifier, self.context.data["inputs"])
+        return module, loop.fit(module, self.context, rows, codes)
 
     def _stored(self, key: str) -> bytes:
         """Read a file that is named by its own digest."""
@@ -135,6 +157,8 @@ class _Worker:
 
     def _save(self, module: torch.nn.Module, metrics: Mapping[str, float]) -> Model:
         """Write the model to the store."""
+        if self._classifier is not None:
+            return self._save_classifier(metrics)
         inputs = self.context.data["inputs"] if self.context.data is not None else None
         example = inputs[:_EXAMPLE_ROWS] if inputs is not None else getattr(module, "example_input", None)
         if example is None:
@@ -146,18 +170,31 @@ class _Worker:
         if self.spec.work.code:
             files["code.zip"] = self._stored(self.spec.work.code)
         if inputs is not None:
-            held = loop.split(
-                len(inputs), self.spec.loop.validation if self.spec.work.kind == "module" else 0.0, self.spec.seed
-            )
-            columns = named_columns({"input": inputs[held.train.numpy()]}, signature, self.spec.work.features)
-            files["profile.bin"] = Profile.of(columns).to_bytes()
-        facts = {
-            "signature": signature.to_json(),
-            "metrics": dict(metrics),
-            "features": list(self.spec.work.features),
-            "lineage": _lineage(self.spec),
-        }
-        return save_model(self.files.store, self.spec.model_name, files, facts, run=self.spec.name)
+            files["profile.bin"] = self._profile({"input": inputs}, signature)
+        return self._write(files, {"kind": "torch", "signature": signature.to_json(), "lineage": _lineage(self.spec)}, metrics)
+
+    def _save_classifier(self, metrics: Mapping[str, float]) -> Model:
+        from cloudai.artifacts import text_models
+
+        assert self._classifier is not None
+        assert self.context.data is not None
+        texts = self.context.data["inputs"]
+        files, signature = text_models.pack(self._classifier, texts[:_EXAMPLE_ROWS].tolist())
+        files["profile.bin"] = self._profile({"text": texts}, signature)
+        lineage = {**_lineage(self.spec), "module": self._base, "source": Path(self.spec.work.pretrained).name}
+        facts = {"kind": "transformers", "signature": signature.to_json(), "lineage": lineage}
+        return self._write(files, {**facts, "labels": list(self._classifier.labels)}, metrics)
+
+    def _profile(self, inputs: Mapping[str, np.ndarray], signature: Signature) -> bytes:
+        """Profile the rows that were trained on."""
+        validation = self.spec.loop.validation if self.spec.work.kind in _BUILT_IN else 0.0
+        held = loop.split(len(next(iter(inputs.values()))), validation, self.spec.seed)
+        trained = {name: array[held.train.numpy()] for name, array in inputs.items()}
+        return Profile.of(named_columns(trained, signature, self.spec.work.features)).to_bytes()
+
+    def _write(self, files: Mapping[str, bytes], facts: Mapping[str, Any], metrics: Mapping[str, float]) -> Model:
+        known = {"metrics": dict(metrics), "features": list(self.spec.work.features), "labels": []}
+        return save_model(self.files.store, self.spec.model_name, files, {**known, **facts}, run=self.spec.name)
 
     def _reported(self, step: int, metrics: Mapping[str, float]) -> None:
         assert self.journal is not None
@@ -177,7 +214,7 @@ class _Worker:
     def _succeeded(self, model: Model | None, metrics: Mapping[str, float]) -> None:
         if self.journal is None:
             return
-        exact = self.spec.work.kind == "module"
+        exact = self.spec.work.kind in _BUILT_IN
         result: dict[str, Any] = {"metrics": dict(metrics), "exact": exact, "why_not_exact": "" if exact else _OWN_LOOP}
         entry = None
         if model is not None:
@@ -198,7 +235,7 @@ class _Worker:
 
 def total_steps(spec: TrainSpec) -> int | None:
     """Return how many optimiser steps the built-in loop will take; None for a user's own loop."""
-    if spec.work.kind != "module":
+    if spec.work.kind not in _BUILT_IN:
         return None
     rows = spec.work.rows - int(spec.work.rows * spec.loop.validation)
     return spec.loop.epochs * loop.batches_of(rows, spec.loop.batch_size, spec.scaling.num_workers)
@@ -229,7 +266,7 @@ def _lineage(spec: TrainSpec) -> dict[str, str]:
 
 
 def _params(spec: TrainSpec) -> dict[str, str]:
-    loop_params = spec.loop.model_dump() if spec.work.kind == "module" else {}
+    loop_params = spec.loop.model_dump() if spec.work.kind in _BUILT_IN else {}
     workers = {"num_workers": spec.scaling.num_workers, "seed": spec.seed}
     return {key: str(value) for key, value in {**loop_params, **workers, **spec.config}.items()}
 
