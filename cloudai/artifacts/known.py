@@ -1,16 +1,20 @@
-"""Models by name, as the ledger knows them."""
+"""Models in the store: opened by the name that the ledger knows, and written and opened at once."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cloudai.artifacts import versions
 from cloudai.artifacts.model import Model
+from cloudai.artifacts.saving import write_model
+from cloudai.artifacts.store import Store
 from cloudai.display import nearest
 from cloudai.errors import NotFoundError
 from cloudai.state.ledger import Ledger
 
-__all__ = ["find_model"]
+__all__ = ["find_model", "save_model"]
 
 
 def find_model(ledger: Ledger, ref: str) -> Model:
@@ -33,3 +37,10 @@ def find_model(ledger: Ledger, ref: str) -> Model:
     if version not in known:
         raise NotFoundError(f"there is no version {version!r} of {name!r}", fix=nearest(version, list(known)))
     return Model.open(*known[version])
+
+
+def save_model(
+    store: Store, name: str, files: Mapping[str, bytes], facts: Mapping[str, Any], *, run: str, version: str = ""
+) -> Model:
+    """Write a model and open it; see `cloudai.artifacts.saving.write_model`."""
+    return Model.open(*write_model(store, name, files, facts, run=run, version=version))

@@ -8,13 +8,14 @@ import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from cloudai.artifacts import kinds, trees
+from cloudai.artifacts.elsewhere import FromElsewhere
 from cloudai.artifacts.inputs import arrays_for, only_output
-from cloudai.artifacts.saving import MANIFEST, write_model
+from cloudai.artifacts.saving import MANIFEST
 from cloudai.artifacts.servable import Servable, needed
 from cloudai.artifacts.signature import Signature
 from cloudai.artifacts.store import Store, sha256
@@ -26,10 +27,10 @@ from cloudai.statistics.profiles import Profile
 if TYPE_CHECKING:
     from cloudai.artifacts.export import Export
 
-__all__ = ["Model", "save_model"]
+__all__ = ["Model"]
 
 
-class Model(Shown):
+class Model(FromElsewhere, Shown):
     """A versioned, hashed model in the store.
 
     Made by ``run.model``, `cloudai.load_model`, `Model.open`, or from a model that you bring: `Model.from_torch`,
@@ -72,7 +73,7 @@ class Model(Shown):
             raise IntegrityError(f"{self.name} {self.version} is of the unknown kind {self.kind!r}", fix="update cloudai")
 
     @classmethod
-    def open(cls, uri: str, digest: str = "") -> Model:
+    def open(cls, uri: str, digest: str = "") -> Self:
         """Open the model in a folder.
 
         Parameters
@@ -107,104 +108,6 @@ class Model(Shown):
             raise IntegrityError(
                 f"{uri}/{MANIFEST} is damaged: {error!r}", fix="restore it, or train the model again"
             ) from None
-
-    @classmethod
-    def from_torch(
-        cls, module: Any, example: Any, *, name: str, metrics: Mapping[str, float] | None = None, data: Any = None
-    ) -> Model:
-        """Record a `torch.nn.Module` that you have trained yourself; it is not changed.
-
-        Parameters
-        ----------
-        module : torch.nn.Module
-            The module. Classes of your notebook or script travel with it as source.
-        example : array, or mapping of str to array
-            A few rows of its inputs; several inputs are passed to ``forward`` in the mapping's order.
-        name : str
-            The model's name; the version follows from what is recorded under it.
-        metrics : mapping of str to float, optional
-            How good it is, as you measured it.
-        data : optional
-            Rows like those in service, which a monitor compares with.
-
-        Raises
-        ------
-        CaptureError
-            If the module holds something that cannot be stored: a hook, a lambda, a foreign object.
-        DataError
-            If it does not take the example, or the data does not fit.
-        SpecError
-            If it does not give one row per example, or answers differently once it is stored.
-        """
-        needed("torch", "train")
-        from cloudai.artifacts import bringing, torch_models
-
-        return cls.open(*bringing.record(torch_models.brought(module, example), name, metrics, data))
-
-    @classmethod
-    def from_onnx(
-        cls,
-        source: str | Path | bytes,
-        *,
-        name: str,
-        example: Any = None,
-        metrics: Mapping[str, float] | None = None,
-        data: Any = None,
-    ) -> Model:
-        """Record an ONNX model, which ONNX Runtime will run; it is checked before it is loaded.
-
-        Parameters
-        ----------
-        source : path or bytes
-            The file; tensors that it keeps in other files must lie in its own folder.
-        example : array or mapping of str to array, optional
-            A few rows of its inputs; made up where there are none.
-        name, metrics, data
-            As for `from_torch`.
-
-        Raises
-        ------
-        IntegrityError
-            If it is no ONNX model, or reaches outside of its folder.
-        SpecError
-            If the installed runtime cannot run it, or it has no batch axis.
-        NotFoundError
-            If there is no such file.
-        """
-        needed("onnx", "onnx")
-        needed("onnxruntime", "onnx")
-        from cloudai.artifacts import bringing, onnx_models
-
-        return cls.open(*bringing.record(onnx_models.brought(source, example), name, metrics, data))
-
-    @classmethod
-    def from_transformers(
-        cls, source: Any, *, name: str, example: Any = None, metrics: Mapping[str, float] | None = None, data: Any = None
-    ) -> Model:
-        """Record a model of transformers that classifies texts; its folder is checked before it is loaded.
-
-        Parameters
-        ----------
-        source : path, str, or (model, tokenizer)
-            A folder that ``save_pretrained`` wrote, a name on the Hugging Face hub, or the objects, which stay as they are.
-        example : list of str, optional
-            A few texts; made up where there are none.
-        name, metrics, data
-            As for `from_torch`; ``data`` are texts.
-
-        Raises
-        ------
-        NotFoundError
-            If there is no such folder, or the name is neither in the cache nor to be had.
-        IntegrityError
-            If the weights are pickled, or code from beside the model would have to run.
-        SpecError
-            If it does not classify texts.
-        """
-        needed("transformers", "text")
-        from cloudai.artifacts import bringing, text_sources
-
-        return cls.open(*bringing.record(text_sources.brought(source, example), name, metrics, data))
 
     def __repr__(self) -> str:
         return f"Model('{self.name}@{self.version}', {self.digest[:12]})"
@@ -381,10 +284,3 @@ class Model(Shown):
             return self._store.read_verified(name, self._manifest["files"][name]["sha256"])
         except NotFoundError:
             raise IntegrityError(f"{self.uri} lacks the file {name!r}", fix="restore the folder, or train it again") from None
-
-
-def save_model(
-    store: Store, name: str, files: Mapping[str, bytes], facts: Mapping[str, Any], *, run: str, version: str = ""
-) -> Model:
-    """Write a model and open it; see `cloudai.artifacts.saving.write_model`."""
-    return Model.open(*write_model(store, name, files, facts, run=run, version=version))

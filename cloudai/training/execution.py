@@ -18,7 +18,8 @@ import torch
 
 from cloudai.artifacts import torch_models, trees
 from cloudai.artifacts.inputs import named_columns
-from cloudai.artifacts.model import Model, save_model
+from cloudai.artifacts.known import save_model
+from cloudai.artifacts.model import Model
 from cloudai.artifacts.signature import Signature
 from cloudai.artifacts.store import sha256
 from cloudai.capture.bundle import code_folder, loaded, resolve

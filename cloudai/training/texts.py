@@ -195,11 +195,10 @@ def class_codes(labels: Any, names: Sequence[str] = ()) -> tuple[np.ndarray, tup
     (array([0, 2, 0]), ('low', 'middle', 'high'))
     """
     array = np.asarray(labels if hasattr(labels, "__array__") else list(labels))
-    kind = "O" if array.dtype.kind == "O" and not texts.is_text(array) else array.dtype.kind
-    if array.ndim != 1 or kind not in "biuUTO" or kind == "O":
+    if array.ndim != 1 or not (array.dtype.kind in "biu" or (array.size and texts.is_text(array))):
         sample = repr(array.ravel()[0])[:40] if array.size else "nothing"
         raise DataError(f"the labels are {array.dtype}{list(array.shape)}, such as {sample}", fix="give texts or integers")
-    numbers = kind in "iu"
+    numbers = array.dtype.kind in "iu"
     if numbers and names and array.min() >= 0 and array.max() < len(names):
         return array.astype(np.int64), tuple(names)
     values = array.tolist() if not numbers else [str(value) for value in array.tolist()]

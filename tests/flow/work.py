@@ -7,7 +7,7 @@ import torch
 
 from cloudai import Model, load_model, settings
 from cloudai.artifacts import torch_models
-from cloudai.artifacts.model import save_model
+from cloudai.artifacts.known import save_model
 from cloudai.artifacts.store import Store
 from cloudai.state.ledger import open_ledger
 from cloudai.statistics.profiles import Profile, columns_of
