@@ -22,7 +22,7 @@ def arrays_for(signature: Signature, data: Any, features: Sequence[str]) -> dict
     Parameters
     ----------
     data : array, data frame, list of str, or mapping of str to array
-        A data frame's columns are taken by name where the model was trained on named ones.
+        A data frame's columns are taken by name where the model was trained on named ones, or takes texts.
     features : sequence of str
         The names of the columns that the model was trained on; empty where they had none.
 
@@ -33,6 +33,8 @@ def arrays_for(signature: Signature, data: Any, features: Sequence[str]) -> dict
     """
     if hasattr(data, "columns") and features:
         data = _in_order(data, features)
+    elif hasattr(data, "columns") and any(spec.dtype == TEXT and spec.name in data.columns for spec in signature.inputs):
+        data = {spec.name: data[spec.name] for spec in signature.inputs if spec.name in data.columns}
     if not isinstance(data, Mapping):
         if len(signature.inputs) != 1:
             raise RequestError(f"the model takes {len(signature.inputs)} inputs", fix=f"give a dict with {signature}")

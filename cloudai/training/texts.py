@@ -55,7 +55,7 @@ def is_pretrained(work: Any) -> bool:
     """Whether work is a pretrained model: a name, a folder, or objects of transformers with their tokenizer."""
     if isinstance(work, str | Path):
         return True
-    return isinstance(work, tuple) or _is_a(work, "PreTrainedConfig", "PretrainedConfig")
+    return isinstance(work, tuple) or _is_a(work, "PreTrainedModel", "PreTrainedConfig", "PretrainedConfig")
 
 
 def _is_a(thing: Any, *names: str) -> bool:

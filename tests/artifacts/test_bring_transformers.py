@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -42,6 +43,8 @@ def test_a_folder_becomes_a_model_like_any_other(home, folder):
     assert expected.std(axis=0).max() > 0.01, "the texts make a difference"
     assert model.predict([])["scores"].shape == (0, 3)
     assert model.predict(np.array(texts))["label"].tolist() == answers["label"].tolist()
+    frame = pd.DataFrame({"id": range(5), "text": texts})
+    assert model.predict(frame)["label"].tolist() == answers["label"].tolist()
     assert type(model.module()).__name__ == "DistilBertForSequenceClassification"
 
 

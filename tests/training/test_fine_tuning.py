@@ -181,6 +181,7 @@ def test_work_that_is_no_classifier(home, tmp_path, folder):
     (tmp_path / "empty").mkdir()
     cases = [
         (classifiers.config(), errors.SpecError, "without its tokenizer"),
+        (classifiers.model("a", "b"), errors.SpecError, "without its tokenizer"),
         ((classifiers.model("a", "b"), "a name"), errors.SpecError, "without its tokenizer"),
         ((torch.nn.Linear(2, 2), tokenizer), errors.SpecError, "cannot train a Linear on texts"),
         ((Own(classifiers.config()), tokenizer), errors.SpecError, "not in transformers itself"),
