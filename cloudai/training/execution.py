@@ -267,9 +267,9 @@ def _lineage(spec: TrainSpec) -> dict[str, str]:
 
 
 def _params(spec: TrainSpec) -> dict[str, str]:
-    loop_params = spec.loop.model_dump() if spec.work.kind in _BUILT_IN else {}
+    loop_params = spec.loop.model_dump(exclude_none=True) if spec.work.kind in _BUILT_IN else {}
     workers = {"num_workers": spec.scaling.num_workers, "seed": spec.seed}
-    return {key: str(value) for key, value in {**loop_params, **workers, **spec.config}.items() if value is not None}
+    return {key: str(value) for key, value in {**loop_params, **workers, **spec.config}.items()}
 
 
 def _tags(spec: TrainSpec) -> dict[str, str]:

@@ -129,10 +129,17 @@ def parse_texts(data: Any, known: Sequence[str] = ()) -> LabelledTexts:
     """
     given, labels, names = _parts(data)
     array = _texts(given)
-    codes, found = class_codes(labels, names or known)
+    codes, found = class_codes(labels, names or _agreeing(known, labels))
     if len(array) != len(codes):
         raise DataError(f"there are {len(array)} texts and {len(codes)} labels", fix="give one label for each text")
     return LabelledTexts(array, codes, found)
+
+
+def _agreeing(known: Sequence[str], labels: Any) -> Sequence[str]:
+    """Return the classes that a model knows; none where integer labels are not surely their numbers."""
+    array = np.asarray(labels if hasattr(labels, "__array__") else list(labels))
+    counts = array.dtype.kind not in "iu" or set(array.ravel().tolist()) == set(range(len(known)))
+    return known if counts else ()
 
 
 def _parts(data: Any) -> tuple[Any, Any, tuple[str, ...]]:

@@ -35,6 +35,7 @@ def test_a_module_as_onnx_gives_the_same_predictions(home, tmp_path, capfd):
     assert "two.onnx" in export._repr_mimebundle_()["text/plain"]
 
 
+@pytest.mark.slow
 def test_a_classifier_of_texts_as_onnx(home, tmp_path):
     source = (classifiers.model("neg", "pos"), classifiers.tokenizer())
     model = Model.from_transformers(source, name="mood", example=classifiers.TEXTS[:4])

@@ -45,6 +45,13 @@ def test_a_dataset_of_hugging_face_names_its_classes():
     assert "data['train']" in caught.value.fix
 
 
+def test_integers_are_a_models_classes_only_where_they_count_all_of_them():
+    known = ("one star", "two stars", "three stars")
+    assert parse_texts((TEXTS, [0, 1, 2, 0]), known).labels == known
+    assert parse_texts((TEXTS, [1, 2, 1, 1]), known).labels == ("1", "2"), "these may be stars, not places"
+    assert parse_texts((TEXTS, ["two stars", "one star", "one star", "one star"]), known).labels == known
+
+
 def test_what_a_model_knows_already_keeps_its_order():
     assert class_codes(["a", "b"], ("b", "a", "c"))[1] == ("b", "a", "c")
     assert class_codes(["a", "d"], ("b", "a", "c"))[1] == ("a", "d")
