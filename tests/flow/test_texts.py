@@ -34,3 +34,12 @@ def test_a_classifier_of_texts_from_call_to_watch(home, tmp_path):
     assert not monitor.check(DATA[0][:400]).drifted
     drifted = monitor.check([f"{text} and a long tail of words that nobody wrote before" for text in DATA[0][:400]])
     assert {finding.feature for finding in drifted.findings if finding.drifted} == {"text.characters", "text.words"}
+
+
+@pytest.mark.slow
+def test_two_workers_train_one_classifier(home, tmp_path):
+    folder = str(classifiers.folder(tmp_path / "pretrained", "neg", "pos"))
+    data = (classifiers.TEXTS * 6, classifiers.LABELS * 6)
+    run = cloudai.train(folder, data, name="pair", lr=0.01, epochs=5, validation=0.2, num_workers=2, lease="5m").wait(220)
+    assert run.exact
+    assert run.model.predict(["so good", "so bad"])["label"].tolist() == ["pos", "neg"]
