@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 from cloudai import settings
-from cloudai.artifacts.model import Model, find_model
+from cloudai.artifacts.known import find_model
+from cloudai.artifacts.model import Model
 from cloudai.artifacts.store import Store
 from cloudai.display import nearest
 from cloudai.drivers import registry
@@ -42,7 +43,7 @@ from cloudai.training.advance import due as run_due
 from cloudai.training.advance import needs_of as run_needs
 from cloudai.training.run import Run, run_spending
 from cloudai.training.tables import check_reach
-from cloudai.training.work import Prepared, base_name, prepare
+from cloudai.training.work import Prepared, base_name, loop_defaults, prepare
 
 __all__ = ["advance", "attach", "cleanup", "costs", "deploy", "due", "load_model", "monitor", "plan", "ps", "train"]
 
@@ -50,8 +51,8 @@ __all__ = ["advance", "attach", "cleanup", "costs", "deploy", "due", "load_model
 class TrainOptions(TypedDict, total=False):
     """How a run is made; everything but the work and its data.
 
-    The loop's options (``loss``, ``optimizer``, ``lr``, ``weight_decay``, ``epochs``, ``batch_size``, ``validation``) are
-    those of `cloudai.specs.training.Loop` and hold for modules only.
+    The loop's options (``loss``, ``optimizer``, ``lr``, ``weight_decay``, ``epochs``, ``batch_size``, ``validation``,
+    ``max_length``) are those of `cloudai.specs.training.Loop` and do not hold for functions.
     """
 
     on: str
@@ -72,6 +73,7 @@ class TrainOptions(TypedDict, total=False):
     epochs: int
     batch_size: int
     validation: float
+    max_length: int
 
 
 class DeployOptions(TypedDict, total=False):
@@ -107,9 +109,10 @@ def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
 
     Parameters
     ----------
-    work : callable, torch.nn.Module or Plan
-        A function of a `cloudai.Context` that returns the trained module, a module to be trained by the built-in loop, or
-        what `plan` returned.
+    work : callable, torch.nn.Module, pretrained model or Plan
+        A function of a `cloudai.Context` that returns the trained module, a module to be trained by the built-in loop, a
+        model of transformers to be trained on texts and labels (a name on the Hugging Face hub, a folder, or
+        ``(model or config, tokenizer)``), or what `plan` returned.
     data : optional
         ``(inputs, targets)`` as arrays, tensors or data frames, a torch dataset of such pairs, or a Hugging Face dataset. It
         is copied into the store, so later changes do not matter. Or a `Table`: files that the worker reads where they lie.
@@ -118,7 +121,7 @@ def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
         your function), ``seed``, ``num_workers``, ``resources``, ``spot_policy`` (``"spot"`` for machines that may be taken
         away, at a lower price), ``checkpoint``, ``max_failures`` (how often a killed worker comes back), ``lease`` (how long
         it goes on when no live handle renews it; ``None`` for ever). For a module also ``loss``, ``optimizer``, ``lr``,
-        ``weight_decay``, ``epochs``, ``batch_size``, ``validation``.
+        ``weight_decay``, ``epochs``, ``batch_size``, ``validation``; for a pretrained model also ``max_length``.
 
     Returns
     -------
@@ -292,11 +295,13 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
     now = settings.current()
     loop_options = {key: value for key, value in options.items() if key in Loop.model_fields}
     _refuse_unknown("train", options, TrainOptions)
-    loop = Loop.of(**loop_options)
+    loop = Loop.of(**{**loop_defaults(work), **loop_options})
     tracking = parse_address(now.tracking)
     if registry.train_driver(options.get("on", "local")).capabilities.here:
         _require("training", "train", "torch")
         check_address(tracking)
+        if loop_defaults(work):
+            _require("training on texts", "text", "transformers")
         if options.get("num_workers", 1) != 1:
             _require("training with several workers", "ray", "ray")
     base = options.get("model_name") or base_name(work)

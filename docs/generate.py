@@ -35,6 +35,7 @@ RETURNED = {
     "Estimate": "cloudai.planning.estimate",
     "Offer": "cloudai.drivers.protocols",
     "Signature": "cloudai.artifacts.signature",
+    "Export": "cloudai.artifacts.export",
     "Rollout": "cloudai.serving.rollout",
     "Report": "cloudai.monitoring.drift",
     "Finding": "cloudai.monitoring.drift",
@@ -59,9 +60,9 @@ OPTIONS = {
     ),
     "loss": ("'cross_entropy'", "Of the built-in loop."),
     "optimizer": ("'adamw'", "Of the built-in loop."),
-    "lr": ("0.001", "The learning rate of the built-in loop."),
+    "lr": ("0.001", "The learning rate of the built-in loop; for a pretrained model 5e-05."),
     "weight_decay": ("0.0", "Of the built-in loop's optimiser."),
-    "epochs": ("10", "How often the built-in loop goes through all rows."),
+    "epochs": ("10", "How often the built-in loop goes through all rows; for a pretrained model 3."),
     "limits": ("ServerLimits()", "What one server takes on."),
 }
 """Defaults and meanings of options whose fields in the specs do not say them."""

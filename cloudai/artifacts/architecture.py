@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 
 from cloudai.artifacts import layouts, torch_names
 from cloudai.artifacts.attributes import decode, encode, refused
-from cloudai.artifacts.bundle import carries
+from cloudai.capture.bundle import carries
 from cloudai.errors import CaptureError, CloudAIError, IntegrityError, SpecError
 
 __all__ = ["build", "describe", "parts_of"]
@@ -194,7 +194,7 @@ def build(description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], r
     tensors : Mapping[str, torch.Tensor]
         The tensors. The module takes them over: it does not copy them.
     resolve : callable
-        Returns the object at ``module:qualname``, such as `cloudai.artifacts.bundle.resolve`. It is asked for module classes
+        Returns the object at ``module:qualname``, such as `cloudai.capture.bundle.resolve`. It is asked for module classes
         outside torch, and for functions, enums and dataclasses only where a loaded bundle carries them.
 
     Raises

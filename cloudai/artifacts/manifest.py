@@ -73,5 +73,7 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
     "signature": _is_signature,
     "metrics": lambda metrics: all(isinstance(value, int | float) for value in metrics.values()),
     "lineage": lambda lineage: all(isinstance(value, str) for value in lineage.values()),
+    "kind": lambda kind: kind is None or isinstance(kind, str),
+    "labels": lambda labels: labels is None or (isinstance(labels, list) and all(isinstance(name, str) for name in labels)),
     "features": lambda features: all(isinstance(name, str) for name in features) and isinstance(features, list),
 }

@@ -10,8 +10,23 @@ import numpy as np
 
 from cloudai.display import nearest
 from cloudai.errors import RequestError
+from cloudai.texts import is_text
 
-__all__ = ["Signature", "TensorSpec"]
+__all__ = ["TEXT", "Signature", "TensorSpec", "dtype_of"]
+
+TEXT = "str"
+"""The dtype of texts of any length; such arrays hold Python's own texts as objects."""
+
+
+def dtype_of(array: np.ndarray) -> str:
+    """Return the name of an array's dtype as a signature has it.
+
+    Examples
+    --------
+    >>> dtype_of(np.zeros(2, "float32")), dtype_of(np.array(["a", "bc"]))
+    ('float32', 'str')
+    """
+    return TEXT if array.dtype.kind in "UTO" and is_text(array) else array.dtype.name
 
 
 @dataclass(frozen=True)
@@ -23,7 +38,7 @@ class TensorSpec:
     name : str
         Its name in requests and answers.
     dtype : str
-        numpy's name of its dtype, such as ``"float32"``.
+        numpy's name of its dtype, such as ``"float32"``; ``"str"`` for texts.
     shape : tuple of int
         Its shape; -1 stands for any length, as the first axis of a batch does.
     """
@@ -37,10 +52,10 @@ class TensorSpec:
 
     def check(self, array: np.ndarray) -> None:
         """Raise `RequestError` if `array` has another dtype or shape."""
-        if array.dtype.name != self.dtype:
+        if dtype_of(array) != self.dtype:
             raise RequestError(
                 f"input {self.name!r} has dtype {array.dtype.name}, the model takes {self.dtype}",
-                fix=f"convert it: array.astype({self.dtype!r})",
+                fix="give a list of texts" if self.dtype == TEXT else f"convert it: array.astype({self.dtype!r})",
             )
         fits = array.ndim == len(self.shape) and all(
             want in (-1, have) for want, have in zip(self.shape, array.shape, strict=True)

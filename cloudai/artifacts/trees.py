@@ -1,7 +1,7 @@
 """Trees of arrays as bytes, without pickle: the numbers as safetensors, the shape of the tree as JSON.
 
 A tree is what state dicts are made of: dicts (with string or integer keys), lists, tuples, numbers, strings, None,
-bytes, numpy arrays and torch tensors.
+bytes, numpy arrays (of numbers or texts) and torch tensors.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as on_numpy
 
+from cloudai import texts
 from cloudai.errors import IntegrityError, SpecError
 
 __all__ = ["dump", "load"]
@@ -85,6 +86,9 @@ def _flatten(value: Any, path: str, arrays: dict[str, Any]) -> Any:
     if torch is not None and isinstance(value, torch.Tensor):
         arrays[path] = value.detach().cpu().clone().contiguous()  # a clone: safetensors refuses shared memory
         return {"tensor": path}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "UTO" and texts.is_text(value):
+        arrays[path], arrays[f"{path}#ends"] = texts.pack(value)
+        return {"texts": path, "shape": list(value.shape)}
     if isinstance(value, np.ndarray):
         arrays[path] = np.ascontiguousarray(value)
         return {"array": path, "shape": list(value.shape)}
@@ -125,6 +129,9 @@ def _restore(plain: Any, arrays: dict[str, Any]) -> Any:
         return arrays[content]
     if kind == "array":
         return _as_numpy(arrays[content]).reshape(plain["shape"])
+    if kind == "texts":
+        ends = _as_numpy(arrays[f"{content}#ends"]).reshape(plain["shape"])
+        return texts.unpack(_as_numpy(arrays[content]), ends)
     if kind == "dict":
         return {key: _restore(value, arrays) for key, value in content}
     if kind in ("list", "tuple"):

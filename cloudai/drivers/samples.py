@@ -3,7 +3,8 @@
 A file is one flush. Its name is ``<µs>-<pid>-<n>.safetensors``, where µs is the Unix time of its newest row, rounded up.
 Its metadata has ``format: cloudai.samples/1``. Rows whose arrays have the same shapes form a block; block ``i`` has the
 tensors ``i/times`` (float64[n], Unix time), ``i/ids`` (uint8[n, 64], ASCII, zero padded), ``i/input/<name>`` and
-``i/output/<name>``, each with n rows.
+``i/output/<name>``, each with n rows. Texts lie there as their UTF-8 bytes in one row, and ``i/input-ends/<name>`` (int64, with
+n rows) says where each of them ends.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+
+from cloudai import texts
 
 __all__ = ["Answer", "Arrays", "SampleBlock", "encode", "read_all_samples", "read_samples"]
 
@@ -62,8 +65,9 @@ class Answer:
 
     @property
     def size(self) -> int:
-        """Bytes of all its arrays."""
-        return sum(array.nbytes for array in itertools.chain(self.inputs.values(), self.outputs.values()))
+        """Bytes of all its arrays; of a text at least one for each character."""
+        arrays = itertools.chain(self.inputs.values(), self.outputs.values())
+        return sum(array.nbytes + (sum(map(len, array.ravel())) if array.dtype.kind == "O" else 0) for array in arrays)
 
     @property
     def shapes(self) -> tuple[Any, ...]:
@@ -83,10 +87,18 @@ def encode(answers: Sequence[Answer]) -> bytes:
         tensors[f"{number}/ids"] = np.repeat(ids, counts, axis=0)
         tensors[f"{number}/times"] = np.repeat([answer.time for answer in block], counts)
         for name in block[0].inputs:
-            tensors[f"{number}/input/{name}"] = np.concatenate([answer.inputs[name] for answer in block])
+            tensors |= _written(f"{number}/input", name, [answer.inputs[name] for answer in block])
         for name in block[0].outputs:
-            tensors[f"{number}/output/{name}"] = np.concatenate([answer.outputs[name] for answer in block])
+            tensors |= _written(f"{number}/output", name, [answer.outputs[name] for answer in block])
     return save(tensors, {"format": _FORMAT})
+
+
+def _written(part: str, name: str, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    array = np.concatenate(arrays)
+    if array.dtype.kind != "O":
+        return {f"{part}/{name}": array}
+    content, ends = texts.pack(array)
+    return {f"{part}/{name}": content, f"{part}-ends/{name}": ends}
 
 
 def read_samples(folder: Path, since: float, limit: int) -> list[SampleBlock]:
@@ -142,12 +154,14 @@ def _decode(tensors: Arrays) -> Iterator[SampleBlock]:
     count = sum(key.endswith("/times") and key.count("/") == 1 for key in tensors)
     for number in range(count):
         ids = np.ascontiguousarray(tensors[f"{number}/ids"]).view(f"S{_ID_BYTES}").reshape(-1).astype(str)
-        inputs, outputs = (_part(tensors, f"{number}/{part}/") for part in ("input", "output"))
+        inputs, outputs = (_part(tensors, f"{number}/{part}") for part in ("input", "output"))
         yield SampleBlock(ids, tensors[f"{number}/times"], inputs, outputs)
 
 
-def _part(tensors: Arrays, prefix: str) -> dict[str, np.ndarray]:
-    return {key.removeprefix(prefix): array for key, array in tensors.items() if key.startswith(prefix)}
+def _part(tensors: Arrays, part: str) -> dict[str, np.ndarray]:
+    found = {key.removeprefix(f"{part}/"): array for key, array in tensors.items() if key.startswith(f"{part}/")}
+    ends = {name: tensors.get(f"{part}-ends/{name}") for name in found}
+    return {name: array if (end := ends[name]) is None else texts.unpack(array, end) for name, array in found.items()}
 
 
 def _select(block: SampleBlock, mask: np.ndarray) -> SampleBlock:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cloudai.artifacts.model import Model, arrays_for, named_columns
+from cloudai.artifacts.inputs import arrays_for, named_columns
+from cloudai.artifacts.model import Model
 from cloudai.display import Card, Table, duration
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import Sample

@@ -41,7 +41,8 @@ def estimate_seconds(spec: TrainSpec, history: Sequence[Record]) -> Estimate:
     if spec.work.kind == "module":
         low, high = _from_operations(spec)
         return Estimate(low, high, "computed: 6 operations for each weight and row; measured after the first run")
-    return Estimate(None, None, "unknown: the first run of your own function; its lease is the limit")
+    what = "your own function" if spec.work.kind == "function" else "this pretrained model on texts"
+    return Estimate(None, None, f"unknown: the first run of {what}; its lease is the limit")
 
 
 def _measured(spec: TrainSpec, history: Sequence[Record]) -> list[float]:

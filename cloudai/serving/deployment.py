@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from cloudai.artifacts.model import Model, arrays_for, find_model, only_output
+from cloudai.artifacts.inputs import arrays_for, only_output
+from cloudai.artifacts.known import find_model
+from cloudai.artifacts.model import Model
 from cloudai.display import Card, Table, duration, money
 from cloudai.drivers import registry
 from cloudai.errors import NotReadyError, RunFailedError, SpecError

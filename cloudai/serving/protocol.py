@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from cloudai.artifacts.signature import Signature, TensorSpec
+from cloudai import texts
+from cloudai.artifacts.signature import TEXT, Signature, TensorSpec, dtype_of
 from cloudai.display import nearest
 from cloudai.errors import DataError, RequestError
 
@@ -42,10 +43,12 @@ DATATYPES: Mapping[str, str] = {
     "float16": "FP16",
     "float32": "FP32",
     "float64": "FP64",
+    TEXT: "BYTES",
 }
-"""numpy's name of a dtype → the protocol's. The protocol's table knows no BF16; BYTES (texts) are not served."""
+"""A signature's name of a dtype → the protocol's. Texts travel as BYTES, whose elements are JSON strings. The protocol's
+table knows no BF16."""
 
-_DTYPES = {name: np.dtype(dtype) for dtype, name in DATATYPES.items()}
+_DTYPES = {name: np.dtype(object if dtype == TEXT else dtype) for dtype, name in DATATYPES.items()}
 _MOST_DIMENSIONS = 16
 
 
@@ -72,7 +75,7 @@ class InferenceRequest:
 
 
 def datatype(dtype: str) -> str:
-    """Return the protocol's name of a numpy dtype.
+    """Return the protocol's name of a signature's dtype.
 
     Raises
     ------
@@ -197,7 +200,7 @@ def _describe(spec: TensorSpec) -> dict[str, Any]:
 
 
 def _entry(role: str, name: str, array: np.ndarray) -> dict[str, Any]:
-    kind = datatype(array.dtype.name)
+    kind = datatype(dtype_of(array))
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"{role} {name!r} has NaN or infinite values, which JSON cannot carry", fix="replace them by numbers")
     return {"name": name, "datatype": kind, "shape": list(array.shape), "data": array.ravel().tolist()}
@@ -249,14 +252,14 @@ def _array(entry: Mapping[str, Any], who: str, dtype: np.dtype) -> np.ndarray:
     """Build the array of one tensor; nothing is allocated by what the shape claims, only by the data that came."""
     shape, data = _shape(entry.get("shape"), who), entry.get("data")
     if not isinstance(data, list):
-        raise RequestError(f'{who} has no "data" list', fix="send its numbers in a list, nested or flat")
+        raise RequestError(f'{who} has no "data" list', fix="send its elements in a list, nested or flat")
     elements = np.array(data, dtype=object)  # object: a list of texts would be allocated at the width of its longest
     if elements.shape != shape and elements.shape != (math.prod(shape),):
         raise RequestError(
             f"{who} says shape {list(shape)}, its data has shape {list(elements.shape)}",
-            fix=f"send {math.prod(shape)} numbers, flat or nested as the shape says",
+            fix=f"send {math.prod(shape)} elements, flat or nested as the shape says",
         )
-    return _numbers(elements, who, dtype).reshape(shape)
+    return (_numbers if dtype.kind != "O" else _texts)(elements, who, dtype).reshape(shape)
 
 
 def _shape(value: Any, who: str) -> tuple[int, ...]:
@@ -287,6 +290,15 @@ def _numbers(elements: np.ndarray, who: str, dtype: np.dtype) -> np.ndarray:
     if dtype.kind == "f" and not np.isfinite(numbers).all():
         raise RequestError(f"{who} has a number outside of {dtype.name}", fix="scale the data, or check its unit")
     return numbers
+
+
+def _texts(elements: np.ndarray, who: str, dtype: np.dtype) -> np.ndarray:
+    """Take texts as they are; half a character, which JSON can say and UTF-8 cannot, is refused."""
+    bad = texts.first_bad(elements)
+    if bad is None:
+        return elements
+    found = "half a character" if isinstance(bad[1], str) else _JSON_WORDS[type(bad[1])]
+    raise RequestError(f"{who} holds {found} at {bad[0]}, not only texts", fix="send JSON strings of valid Unicode")
 
 
 _JSON_WORDS = {

@@ -15,7 +15,7 @@ from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.units import Seconds
 from cloudai.specs.validation import Spec
 
-__all__ = ["CheckpointPolicy", "FailurePolicy", "Loop", "Name", "Source", "SourceFile", "TrainSpec", "Work"]
+__all__ = ["CheckpointPolicy", "FailurePolicy", "Loop", "Name", "Named", "Source", "SourceFile", "TrainSpec", "Work"]
 
 
 def _name(value: Any) -> str:
@@ -28,6 +28,12 @@ def _name(value: Any) -> str:
 
 Name = Annotated[str, BeforeValidator(_name)]
 """Names are DNS labels (RFC 1123), so that every backend can carry them unchanged."""
+
+
+class Named(Spec):
+    """What is asked for under a name alone."""
+
+    name: Name
 
 
 def _config(value: Any) -> dict[str, Any]:
@@ -93,6 +99,8 @@ class Loop(Spec):
     """Rows of one optimiser step, over all workers together."""
     validation: float = Field(default=0.1, ge=0, lt=1)
     """The share of rows held back to measure the model; drawn with the seed."""
+    max_length: int | None = Field(default=None, ge=1)
+    """Of a model of texts: after so many tokens a text is cut off; by default what the model takes."""
 
 
 class SourceFile(Spec):
@@ -131,15 +139,22 @@ class Source(Spec):
 
 
 class Work(Spec):
-    """What is trained: a function of a context, or a module with data. Every part lies in the store, but for a source."""
+    """What is trained: a function of a context, a module with data, or a pretrained model with texts.
 
-    kind: Literal["function", "module"]
+    Every part lies in the store, but for sources and for pretrained models that are a folder or a name.
+    """
+
+    kind: Literal["function", "module", "text"]
     entry: str = ""
     """Of a function: ``module:name`` inside the bundle."""
     code: str = ""
     """The store's key of the code bundle; empty where no code of the user's is needed."""
     module: str = ""
-    """The store's key of the module's description and first weights."""
+    """The store's key of the module's description and first weights, or of a pretrained model's files."""
+    pretrained: str = ""
+    """The folder of a pretrained model, or its name on the Hugging Face hub; empty where it lies in the store."""
+    labels: tuple[str, ...] = ()
+    """The names of the classes of texts, which the data has as numbers; empty where the worker finds them."""
     data: str = ""
     """The store's key of the data."""
     source: Source | None = None
@@ -155,7 +170,7 @@ class Work(Spec):
     def size(self) -> tuple[str, str, str, int, int]:
         """What must be equal for two runs to take as long: the code, the number of weights, and of rows or else of bytes."""
         rows = self.rows or (self.source.size if self.source is not None else 0)
-        return self.kind, self.entry, self.code, self.parameters, rows
+        return self.kind, self.entry, self.code or self.pretrained, self.parameters, rows
 
 
 class TrainSpec(Spec):

@@ -12,14 +12,17 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from cloudai.artifacts import torch_models, trees
-from cloudai.artifacts.bundle import loaded, resolve
-from cloudai.artifacts.model import Model, code_folder, named_columns, save_model
+from cloudai.artifacts.inputs import named_columns
+from cloudai.artifacts.known import save_model
+from cloudai.artifacts.model import Model
+from cloudai.artifacts.signature import Signature
+from cloudai.capture.bundle import code_folder, loaded, resolve
 from cloudai.errors import CloudAIError, DataError, SpecError, StoreError
 from cloudai.specs.confidential import redact, redacted
 from cloudai.specs.training import Source, TrainSpec
@@ -36,6 +39,9 @@ from cloudai.training.journal import Journal
 from cloudai.training.tracked import RunSource, first_note, lineage, tracked_model, write_note
 from cloudai.training.work import dry_run
 
+if TYPE_CHECKING:
+    from cloudai.artifacts.text_models import Classifier
+
 __all__ = ["FAILED", "LOST", "STOPPED", "SUCCEEDED", "execute"]
 
 log = logging.getLogger(__name__)
@@ -47,7 +53,8 @@ SUCCEEDED, FAILED, LOST, STOPPED = 0, 1, 75, 143
 _EXAMPLE_ROWS = 8
 _LAST_TRY = 5.0
 """Seconds that a finished run waits for its tracker; one second for one that is behind already. The rest is caught up later."""
-
+_BUILT_IN = ("module", "text")
+"""The kinds of work that the built-in loop trains."""
 _OWN_LOOP = "the training loop is your own function: cloudai cannot know all of its state"
 
 
@@ -88,6 +95,8 @@ class _Worker:
         self.journal: Journal | None = None
         self.tracker: BackgroundTracker | None = None
         self._latest: dict[str, float] = {}
+        self._classifier: Classifier | None = None
+        self._base = ""
         if group.rank == 0:
             about = {"pid": os.getpid(), "total_steps": total_steps(spec)}
             doing = {"doing": "reading the data"} if spec.work.source is not None else {}
@@ -179,10 +188,24 @@ class _Worker:
             if work.source is not None and self.context.data is not None:
                 dry_run(module, TrainingData(self.context.data), self.spec.loop)
             return module, loop.fit(module, self.context)
+        if work.kind == "text":
+            return self._fine_tuned()
         returned = resolve(work.entry)(self.context)
         if returned is not None and not isinstance(returned, torch.nn.Module):
             raise SpecError(f"the function returned a {type(returned).__name__}", fix="return a torch.nn.Module, or nothing")
         return returned, self._latest
+
+    def _fine_tuned(self) -> tuple[torch.nn.Module, Mapping[str, float]]:
+        from cloudai.artifacts.text_models import Logits
+        from cloudai.training import fine_tuning
+        from cloudai.training.texts import class_codes
+
+        assert self.context.data is not None
+        codes, labels = class_codes(self.context.data["targets"], self.spec.work.labels)
+        self._classifier, self._base = fine_tuning.first_weights(self.files, labels, self.group.rank)
+        module = Logits(self._classifier.model)
+        rows = fine_tuning.TokenRows(self._classifier, self.context.data["inputs"])
+        return module, loop.fit(module, self.context, rows, codes)
 
     def _stored(self, key: str) -> bytes:
         """Read a file that is named by its own digest."""
@@ -190,6 +213,8 @@ class _Worker:
 
     def _save(self, module: torch.nn.Module, metrics: Mapping[str, float]) -> Model:
         """Write the model to the store."""
+        if self._classifier is not None:
+            return self._save_classifier(metrics)
         inputs = self.context.data["inputs"] if self.context.data is not None else None
         example = inputs[:_EXAMPLE_ROWS] if inputs is not None else getattr(module, "example_input", None)
         if example is None:
@@ -197,22 +222,35 @@ class _Worker:
                 "the model's inputs are not known",
                 fix="pass data=, or set module.example_input to a few rows before returning it",
             )
-        files, signature = torch_models.pack(module, np.asarray(example))
+        files, signature = torch_models.pack(module, {"input": np.asarray(example)})
         if self.spec.work.code:
             files["code.zip"] = self._stored(self.spec.work.code)
         if inputs is not None:
-            held = loop.split(
-                len(inputs), self.spec.loop.validation if self.spec.work.kind == "module" else 0.0, self.spec.seed
-            )
-            columns = named_columns({"input": inputs[held.train.numpy()]}, signature, self.spec.work.features)
-            files["profile.bin"] = Profile.of(columns).to_bytes()
-        facts = {
-            "signature": signature.to_json(),
-            "metrics": dict(metrics),
-            "features": list(self.spec.work.features),
-            "lineage": lineage(self.spec),
-        }
-        return save_model(self.files.store, self.spec.model_name, files, facts, run=self.spec.name)
+            files["profile.bin"] = self._profile({"input": inputs}, signature)
+        return self._write(files, {"kind": "torch", "signature": signature.to_json(), "lineage": lineage(self.spec)}, metrics)
+
+    def _save_classifier(self, metrics: Mapping[str, float]) -> Model:
+        from cloudai.artifacts import text_models
+
+        assert self._classifier is not None
+        assert self.context.data is not None
+        texts = self.context.data["inputs"]
+        files, signature = text_models.pack(self._classifier, texts[:_EXAMPLE_ROWS].tolist())
+        files["profile.bin"] = self._profile({"text": texts}, signature)
+        origin = {**lineage(self.spec), "module": self._base, "source": Path(self.spec.work.pretrained).name}
+        facts = {"kind": "transformers", "signature": signature.to_json(), "lineage": origin}
+        return self._write(files, {**facts, "labels": list(self._classifier.labels)}, metrics)
+
+    def _profile(self, inputs: Mapping[str, np.ndarray], signature: Signature) -> bytes:
+        """Profile the rows that were trained on."""
+        validation = self.spec.loop.validation if self.spec.work.kind in _BUILT_IN else 0.0
+        held = loop.split(len(next(iter(inputs.values()))), validation, self.spec.seed)
+        trained = {name: array[held.train.numpy()] for name, array in inputs.items()}
+        return Profile.of(named_columns(trained, signature, self.spec.work.features)).to_bytes()
+
+    def _write(self, files: Mapping[str, bytes], facts: Mapping[str, Any], metrics: Mapping[str, float]) -> Model:
+        known = {"metrics": dict(metrics), "features": list(self.spec.work.features), "labels": []}
+        return save_model(self.files.store, self.spec.model_name, files, {**known, **facts}, run=self.spec.name)
 
     def _reported(self, step: int, metrics: Mapping[str, float]) -> None:
         assert self.journal is not None
@@ -239,7 +277,7 @@ class _Worker:
     def _succeeded(self, model: Model | None, metrics: Mapping[str, float]) -> None:
         if self.journal is None:
             return
-        exact = self.spec.work.kind == "module"
+        exact = self.spec.work.kind in _BUILT_IN
         result: dict[str, Any] = {"metrics": dict(metrics), "exact": exact, "why_not_exact": "" if exact else _OWN_LOOP}
         if model is not None:
             result["model"] = {"name": model.name, "version": model.version, "uri": model.uri, "digest": model.digest}
@@ -264,7 +302,7 @@ def _write_error(files: RunFiles, error: BaseException, frames: str) -> None:
 def total_steps(spec: TrainSpec, rows: int = 0) -> int | None:
     """Return how many optimiser steps the built-in loop will take; None for a user's own loop, or rows not counted yet."""
     rows = rows or spec.work.rows
-    if spec.work.kind != "module" or not rows:
+    if spec.work.kind not in _BUILT_IN or not rows:
         return None
     return spec.loop.epochs * loop.batches_of(
         rows - int(rows * spec.loop.validation), spec.loop.batch_size, spec.scaling.num_workers

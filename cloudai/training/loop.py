@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -50,21 +50,64 @@ def batches_of(rows: int, batch_size: int, world_size: int) -> int:
     return max(1, whole + (rest >= 2 * world_size))
 
 
-def fit(module: torch.nn.Module, context: Context) -> dict[str, float]:
-    """Train `module` on ``context.data`` and return its final metrics.
+class Rows(Protocol):
+    """Inputs as the loop takes them."""
 
+    at_once: int
+    """How many rows are measured together."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        ...
+
+    def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return what the module takes for these rows, which depends on nothing else."""
+        ...
+
+
+class _Arrays:
+    """An array of inputs, row by row."""
+
+    at_once = 1024
+
+    def __init__(self, inputs: np.ndarray) -> None:
+        self._tensor = torch.from_numpy(np.ascontiguousarray(inputs))
+
+    def __len__(self) -> int:
+        return len(self._tensor)
+
+    def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self._tensor[rows],)
+
+
+def fit(
+    module: torch.nn.Module, context: Context, inputs: Rows | None = None, targets: np.ndarray | None = None
+) -> dict[str, float]:
+    """Train `module` and return its final metrics.
+
+    Parameters
+    ----------
+    inputs : Rows, optional
+        By default those of ``context.data``.
+    targets : ndarray, optional
+        By default those of ``context.data``.
+
+    Notes
+    -----
     Every source of chance is either drawn from the seed (the split, the order of each epoch) or part of the checkpoint
     (random states, the optimiser, buffers of each rank), so an interrupted run ends with the same weights.
     """
-    return _Fit(module, context).run()
+    return _Fit(module, context, inputs, targets).run()
 
 
 class _Fit:
-    def __init__(self, module: torch.nn.Module, context: Context) -> None:
+    def __init__(
+        self, module: torch.nn.Module, context: Context, inputs: Rows | None = None, targets: np.ndarray | None = None
+    ) -> None:
         assert context.data is not None
         self.context, self.module, self.loop = context, module, context.spec.loop
-        self.inputs = torch.from_numpy(np.ascontiguousarray(context.data["inputs"]))
-        self.targets = _targets(context.data["targets"], self.loop)
+        self.inputs = _Arrays(context.data["inputs"]) if inputs is None else inputs
+        self.targets = _targets(context.data["targets"] if targets is None else targets, self.loop)
         self.rows = split(len(self.inputs), self.loop.validation, context.seed)
         self.wrapped = context.wrap(module)
         self.optimizer = _optimizer(module, self.loop)
@@ -108,7 +151,7 @@ class _Fit:
         is_last = self.batch == self.batches - 1
         rows = self._share(order[begin:] if is_last else order[begin : begin + self.loop.batch_size])
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(_squeezed(self.wrapped(self.inputs[rows]), self.loop), self.targets[rows])
+        loss = self.loss(_squeezed(self.wrapped(*self.inputs.batch(rows)), self.loop), self.targets[rows])
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         value = float(loss.detach())
@@ -139,7 +182,8 @@ class _Fit:
             return {}
         self.module.eval()
         with torch.no_grad():
-            outputs = torch.cat([_squeezed(self.module(self.inputs[part]), self.loop) for part in torch.split(rows, 1024)])
+            parts = torch.split(rows, self.inputs.at_once)
+            outputs = torch.cat([_squeezed(self.module(*self.inputs.batch(part)), self.loop) for part in parts])
         targets = self.targets[rows]
         measured = {"val_loss": float(self.loss(outputs, targets))}
         if self.loop.loss == "cross_entropy":

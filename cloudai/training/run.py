@@ -147,7 +147,7 @@ class Run(Handle):
         """Why the result may depend on interruptions; empty where it does not."""
         return str(self._record.status.get("why_not_exact", "")) or (
             ""
-            if self.spec.work.kind == "module"
+            if self.spec.work.kind != "function"
             else "the training loop is your own function: cloudai cannot know all of its state"
         )
 

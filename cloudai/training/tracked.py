@@ -138,7 +138,7 @@ def lineage(spec: TrainSpec) -> dict[str, str]:
 
 
 def _params(spec: TrainSpec) -> dict[str, str]:
-    loop_params = spec.loop.model_dump() if spec.work.kind == "module" else {}
+    loop_params = spec.loop.model_dump(exclude_none=True) if spec.work.kind in ("module", "text") else {}
     workers = {"num_workers": spec.scaling.num_workers, "seed": spec.seed}
     return {key: str(value) for key, value in {**loop_params, **workers, **spec.config}.items()}
 

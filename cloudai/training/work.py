@@ -7,20 +7,23 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cloudai.artifacts import trees
-from cloudai.artifacts.bundle import Bundle
 from cloudai.artifacts.store import Store, content_key
+from cloudai.capture.bundle import Bundle
+from cloudai.capture.code import capture, locator
 from cloudai.errors import DataError, SpecError
 from cloudai.specs.confidential import refuse_secrets
 from cloudai.specs.training import Loop, Work
-from cloudai.training.capture import capture, locator
 from cloudai.training.data import TrainingData, parse_data
+from cloudai.training.tables import Table
+from cloudai.training.texts import LOOP, is_pretrained, parse_pretrained, parse_texts
 
-__all__ = ["Prepared", "base_name", "dry_run", "prepare"]
+__all__ = ["Prepared", "base_name", "dry_run", "loop_defaults", "prepare"]
 
 _DRY_RUN_LIMIT = 20_000_000
 """A module of at most this many weights is tried on one row before the call returns; a larger one in the worker."""
@@ -55,6 +58,8 @@ def _prepared(
     module: bytes = b"",
     data: TrainingData | None,
     parameters: int = 0,
+    pretrained: str = "",
+    labels: tuple[str, ...] = (),
 ) -> Prepared:
     files: dict[str, bytes] = {}
 
@@ -73,6 +78,8 @@ def _prepared(
         rows=data.rows if data is not None else 0,
         parameters=parameters,
         features=data.features if data is not None else (),
+        pretrained=pretrained,
+        labels=labels,
     )
     return Prepared(work, files)
 
@@ -83,10 +90,14 @@ def prepare(work: Any, data: Any, loop: Loop) -> Prepared:
     Raises
     ------
     SpecError
-        If `work` is neither a function nor a module, or data and module do not fit each other.
+        If `work` is neither a function, a module nor a pretrained model, or it does not fit the data.
     CaptureError
         If something that the code refers to cannot be carried to a worker.
     """
+    if is_pretrained(work):
+        return _prepare_texts(work, data, loop)
+    if loop.max_length is not None:
+        raise SpecError("max_length= is for models of texts", fix="leave it out, or pass a pretrained model")
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(work, torch.nn.Module):
         return _prepare_module(work, data, loop)
@@ -97,8 +108,31 @@ def prepare(work: Any, data: Any, loop: Loop) -> Prepared:
         return _prepared("function", bundle=bundle, entry=bundle.entries[work.__qualname__], data=parsed)
     raise SpecError(
         f"cannot train {type(work).__name__}",
-        fix="give a function that takes a context, a torch.nn.Module with data=, or a plan",
+        fix="give a function that takes a context, a torch.nn.Module with data=, a pretrained model of texts, or a plan",
     )
+
+
+def loop_defaults(work: Any) -> Mapping[str, Any]:
+    """Return the loop's options that are other by default for this work."""
+    return LOOP if is_pretrained(work) else {}
+
+
+def _prepare_texts(work: Any, data: Any, loop: Loop) -> Prepared:
+    if loop.loss != "cross_entropy":
+        raise SpecError(f"a classifier of texts cannot be trained with loss={loop.loss!r}", fix="leave loss= out")
+    first = parse_pretrained(work)
+    if isinstance(data, Table):
+        return _prepared("text", module=first.archive, data=_text_table(data), pretrained=first.source)
+    rows = parse_texts(data, first.labels)
+    arrays = TrainingData({"inputs": rows.texts, "targets": rows.codes})
+    return _prepared("text", module=first.archive, data=arrays, pretrained=first.source, labels=rows.labels)
+
+
+def _text_table(table: Table) -> TrainingData:
+    """Check a table of texts without reading it: the worker does that, and finds the classes."""
+    if not table.text or not table.target:
+        raise DataError("a model of texts needs a column of texts and one of labels", fix="give Table(…, text=…, target=…)")
+    return parse_data(table, texts=True)
 
 
 def _check_takes_context(function: Any) -> None:
@@ -111,7 +145,9 @@ def _check_takes_context(function: Any) -> None:
 
 def base_name(work: Any) -> str:
     """Return a name for runs and models of this work, made of letters, digits and dashes."""
-    raw = getattr(work, "__name__", None) or type(work).__name__
+    if isinstance(work, tuple):
+        return base_name(work[0]) if work else "work"
+    raw = Path(work).name if isinstance(work, str | Path) else getattr(work, "__name__", None) or type(work).__name__
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", raw)
     return re.sub(r"[^a-z0-9]+", "-", spaced.lower()).strip("-")[:40] or "work"
 

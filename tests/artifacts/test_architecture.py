@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations
 
 from cloudai.artifacts import torch_names
 from cloudai.artifacts.architecture import build, describe, parts_of
-from cloudai.artifacts.bundle import Bundle, loaded, resolve
+from cloudai.capture.bundle import Bundle, loaded, resolve
 from cloudai.errors import CaptureError, IntegrityError, SpecError
 
 

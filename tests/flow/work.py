@@ -7,7 +7,7 @@ import torch
 
 from cloudai import Model, load_model, settings
 from cloudai.artifacts import torch_models
-from cloudai.artifacts.model import save_model
+from cloudai.artifacts.known import save_model
 from cloudai.artifacts.store import Store
 from cloudai.state.ledger import open_ledger
 from cloudai.statistics.profiles import Profile, columns_of
@@ -36,7 +36,7 @@ def weights(run) -> str:
 def recorded_model(module: torch.nn.Module, rows: np.ndarray, *, name: str, run: str = "made-by-hand") -> Model:
     """Put a model into the store and the ledger as a run would, without the seconds that a run takes."""
     store = Store(settings.current().store)
-    files, signature = torch_models.pack(module, rows[:4])
+    files, signature = torch_models.pack(module, {"input": rows[:4]})
     files["profile.bin"] = Profile.of(columns_of(rows, "input")).to_bytes()
     facts = {"signature": signature.to_json(), "metrics": {"loss": 0.5}, "features": [], "lineage": {"run": run}}
     model = save_model(store, name, files, facts, run=run)

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 import cloudai
 from cloudai.artifacts import trees
-from cloudai.artifacts.bundle import Bundle
 from cloudai.artifacts.model import Model
 from cloudai.artifacts.store import Store, sha256
+from cloudai.capture.bundle import Bundle
 from cloudai.drivers.samples import read_samples
 from cloudai.errors import CloudAIError, IntegrityError
 from cloudai.specs.training import TrainSpec

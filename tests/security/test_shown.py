@@ -115,7 +115,7 @@ def test_a_model_with_evil_metrics_and_lineage(home):
 
 
 def test_a_captured_name_in_a_bundle_report():
-    from cloudai.artifacts.bundle import Bundle
+    from cloudai.capture.bundle import Bundle
 
     bundle = Bundle({"work.py": b"import os\nprint('<script>alert(1)</script>')"}, {EVIL: "work:f"})
     assert "<script>alert" not in bundle.report().html()

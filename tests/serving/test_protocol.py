@@ -25,6 +25,8 @@ def decode(value, signature=SIGNATURE):
 
 def array_strategy(dtype):
     shapes = hnp.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=4)
+    if dtype == "str":
+        return hnp.arrays(object, shapes, elements=st.text(st.characters(codec="utf-8"), max_size=8))
     elements = {"allow_nan": False, "allow_infinity": False} if dtype.startswith("float") else None
     return hnp.arrays(dtype, shapes, elements=elements)
 
@@ -189,10 +191,37 @@ def test_values_that_json_cannot_carry_are_not_written(bad):
         protocol.encode_request({"x": np.array([bad])})
 
 
-@pytest.mark.parametrize("dtype", ["complex64", "<U3", "datetime64[s]", "object"])
+@pytest.mark.parametrize("dtype", ["complex64", "S3", "datetime64[s]", "object"])
 def test_dtypes_that_the_protocol_does_not_know_are_refused(dtype):
     with pytest.raises(DataError, match="cannot be served"):
         protocol.encode_request({"x": np.zeros(1, dtype)})
+
+
+TEXTS = Signature((TensorSpec("text", "str", (-1,)),), (TensorSpec("label", "str", (-1,)),))
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (["good", 1], "integers at 1"),
+        ([None, "good"], "null at 0"),
+        (["good", ["bad"]], "unequal length"),
+        (["good", "\ud83d"], "half a character at 1"),
+        ("good", 'no "data" list'),
+        (["good"], "says shape [2]"),
+    ],
+)
+def test_texts_are_json_strings_of_valid_unicode(data, what):
+    with pytest.raises(RequestError) as caught:
+        decode({"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": data}]}, TEXTS)
+    assert what in caught.value.what
+
+
+def test_a_text_may_be_empty_but_a_batch_may_not():
+    inputs = {"name": "text", "datatype": "BYTES", "shape": [1], "data": [""]}
+    assert decode({"inputs": [inputs]}, TEXTS).inputs["text"].tolist() == [""]
+    with pytest.raises(RequestError, match="is empty"):
+        decode({"inputs": [{**inputs, "shape": [0], "data": []}]}, TEXTS)
 
 
 def test_metadata_uses_the_protocols_words():

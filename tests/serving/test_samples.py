@@ -161,3 +161,28 @@ def test_a_folder_that_cannot_be_written_loses_rows_and_says_so(open_log):
     put(log, 2)
     log.flush()
     assert numbers(read(log)) == [2]
+
+
+def test_texts_come_back_and_count_by_their_length(open_log, tmp_path):
+    log = open_log(max_bytes=1000)
+    texts = np.array(["good", "", "schön 🎉"], dtype=object)
+    log.keep("a", log.draw({"text": texts}), {"label": texts[::-1], "score": np.ones(3)}, rows=3)
+    log.keep("b", log.draw({"text": np.array(["x" * 2000], dtype=object)}), {"label": texts[:1], "score": np.ones(1)}, rows=1)
+    log.flush()
+    (block,) = read(log)
+    assert block.inputs["text"].tolist() == texts.tolist()
+    assert block.outputs["label"].tolist() == texts[::-1].tolist()
+    assert log.dropped_rows == [1], "the long one did not fit"
+
+
+def test_a_file_whose_texts_do_not_fit_is_passed_over(tmp_path):
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    tensors = {
+        "0/ids": np.zeros((1, 64), np.uint8),
+        "0/times": np.ones(1),
+        "0/input/text": np.frombuffer(b"good", np.uint8),
+        "0/input-ends/text": np.array([9]),
+    }
+    save_file(tensors, folder / f"{10**16}-1-0.safetensors", {"format": "cloudai.samples/1"})
+    assert read_samples(folder, 0.0, 10) == []

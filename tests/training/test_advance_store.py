@@ -33,7 +33,7 @@ def test_a_store_that_is_away_keeps_the_run_waiting(queued, s3):
         advance.advance(queued, queued.get("run", "queued"))
     record = queued.get("run", "queued")
     assert record.phase == "queued"
-    assert "is not answering properly" in record.status["waiting"]
+    assert "is not answering properly" in record.status["store"]
     assert len([event for event in queued.events("run", "queued") if "waiting" in event.what]) == 1
     s3.mend()
     assert "is not answering" in cloudai.attach("run/queued").status.reason

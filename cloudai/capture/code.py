@@ -11,9 +11,9 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cloudai.artifacts.bundle import MAIN_PREFIX, Bundle
+from cloudai.capture.bundle import MAIN_PREFIX, Bundle
+from cloudai.capture.collector import Collector
 from cloudai.specs.code_secrets import refuse_secrets_in_code
-from cloudai.training.collector import Collector
 
 __all__ = ["capture", "locator"]
 

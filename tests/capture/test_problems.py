@@ -7,9 +7,9 @@ import time
 import numpy as np
 import pytest
 
+from cloudai.capture.code import capture
 from cloudai.errors import CaptureError
-from cloudai.training.capture import capture
-from tests.training.captured_cells import Notebook, problem
+from tests.capture.captured_cells import Notebook, problem
 
 
 def test_an_array_is_named_with_its_size_place_and_fix():

@@ -11,13 +11,13 @@ from collections.abc import Callable, Collection, Iterator
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
-from cloudai.artifacts.bundle import INNER_PREFIX
-from cloudai.training.constants import Uncarriable, render
-from cloudai.training.definitions import Definition, Found, changes_since, find, is_named_tuple, stale_defaults
-from cloudai.training.imports import Address, LocalModules, address_of, imports_in, whereabouts
-from cloudai.training.names import Names, names_in
-from cloudai.training.pieces import Piece, in_order, write
-from cloudai.training.problems import ODD_NAMES, Problems, Use, use_in, why_no_source
+from cloudai.capture.bundle import INNER_PREFIX
+from cloudai.capture.constants import Uncarriable, render
+from cloudai.capture.definitions import Definition, Found, changes_since, find, is_named_tuple, stale_defaults
+from cloudai.capture.imports import Address, LocalModules, address_of, imports_in, whereabouts
+from cloudai.capture.names import Names, names_in
+from cloudai.capture.pieces import Piece, in_order, write
+from cloudai.capture.problems import ODD_NAMES, Problems, Use, use_in, why_no_source
 
 __all__ = ["Collector"]
 

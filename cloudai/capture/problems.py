@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
+from cloudai.capture.constants import Uncarriable, describe
+from cloudai.capture.definitions import Definition, place_of
+from cloudai.capture.imports import is_installed_file
+from cloudai.capture.names import Names
 from cloudai.errors import CaptureError
-from cloudai.training.constants import Uncarriable, describe
-from cloudai.training.definitions import Definition, place_of
-from cloudai.training.imports import is_installed_file
-from cloudai.training.names import Names
 
 __all__ = ["ODD_NAMES", "Problems", "Use", "use_in", "why_no_source"]
 

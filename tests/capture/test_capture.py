@@ -10,9 +10,9 @@ from types import FunctionType, SimpleNamespace
 import numpy as np
 import pytest
 
-from cloudai.artifacts.bundle import loaded, resolve
-from cloudai.training.capture import capture, locator
-from tests.training.captured_cells import Notebook, carried, python, source_of
+from cloudai.capture.bundle import loaded, resolve
+from cloudai.capture.code import capture, locator
+from tests.capture.captured_cells import Notebook, carried, python, source_of
 
 SAME_RESULT = {
     "imports and aliases": """
@@ -539,9 +539,7 @@ def test_the_same_definitions_give_the_same_bytes_in_whatever_order():
 
 
 def test_capturing_loads_neither_torch_nor_numpy(tmp_path):
-    code = (
-        "import sys, cloudai.training.capture; print([name for name in ('torch', 'numpy', 'pydantic') if name in sys.modules])"
-    )
+    code = "import sys, cloudai.capture.code; print([name for name in ('torch', 'numpy', 'pydantic') if name in sys.modules])"
     assert python(code, folder=tmp_path).strip() == "[]"
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from cloudai.artifacts.bundle import Bundle, loaded, resolve
+from cloudai.capture.bundle import Bundle, loaded, resolve
+from cloudai.capture.code import capture
 from cloudai.errors import CaptureError
-from cloudai.training.capture import capture
 
 _numbers = itertools.count(1)
 

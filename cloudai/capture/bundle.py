@@ -10,9 +10,11 @@ import hashlib
 import importlib
 import io
 import json
+import os
 import re
 import stat
 import sys
+import tempfile
 import unicodedata
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +29,7 @@ from cloudai.display import Card, Shown, Table
 from cloudai.errors import IntegrityError
 from cloudai.files import private_folder
 
-__all__ = ["INNER_PREFIX", "MAIN_PREFIX", "Bundle", "carries", "loaded", "resolve"]
+__all__ = ["INNER_PREFIX", "MAIN_PREFIX", "Bundle", "carries", "code_folder", "loaded", "resolve"]
 
 MAIN_PREFIX = "cloudai_work_"
 """How the module made of notebook code is called; 8 hexadecimal digits of its content follow."""
@@ -285,6 +287,17 @@ def loaded(bundle: Bundle | bytes, folder: str | Path) -> Iterator[Path]:
         yield root
     finally:
         code.leave()
+
+
+@contextmanager
+def code_folder() -> Iterator[Path]:
+    """Yield the folder where code is unpacked: in the process's own folder where its driver gave it one."""
+    own = os.environ.get("CLOUDAI_SCRATCH")
+    if own is not None:
+        yield Path(own) / "code"  # it goes when the process's folder goes, also after a kill
+        return
+    with tempfile.TemporaryDirectory(prefix="cloudai-code-") as folder:
+        yield Path(folder)
 
 
 def carries(location: str) -> bool:

@@ -8,8 +8,8 @@ import textwrap
 
 import pytest
 
-from cloudai.artifacts.bundle import Bundle, loaded, resolve
-from tests.training.captured_cells import python
+from cloudai.capture.bundle import Bundle, loaded, resolve
+from tests.capture.captured_cells import python
 
 IPYTHON = """
 import json, pathlib, sys
@@ -22,7 +22,7 @@ for cell in json.loads(pathlib.Path("cells.json").read_text()):
 
 EPILOGUE = """
 from pathlib import Path
-from cloudai.training.capture import capture
+from cloudai.capture.code import capture
 from cloudai.errors import CaptureError
 try:
     Path("bundle.zip").write_bytes(capture([f]).to_zip())
@@ -134,7 +134,7 @@ def test_local_modules_of_a_script_travel_with_all_that_they_import(tmp_path):
     code = f"""
 import sys
 from pathlib import Path
-from cloudai.artifacts.bundle import loaded, resolve, Bundle
+from cloudai.capture.bundle import loaded, resolve, Bundle
 bundle = Bundle.from_zip(Path({str(tmp_path / "bundle.zip")!r}).read_bytes())
 with loaded(bundle, {str(far)!r}):
     print(resolve(bundle.entries["f"])())

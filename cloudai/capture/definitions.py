@@ -18,8 +18,8 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
-from cloudai.training.imports import is_installed_file, whereabouts
-from cloudai.training.names import Definable
+from cloudai.capture.imports import is_installed_file, whereabouts
+from cloudai.capture.names import Definable
 
 __all__ = ["Definition", "Found", "changes_since", "find", "is_named_tuple", "place_of", "stale_defaults"]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloudai.artifacts.bundle import Bundle, carries, loaded, resolve
+from cloudai.capture.bundle import Bundle, carries, loaded, resolve
 from cloudai.errors import IntegrityError
 
 FILES = {"helpers_a/__init__.py": b"", "helpers_a/deep.py": b"VALUE = 1\n", "work_a.py": b"def f():\n    return 1\n"}
@@ -41,7 +41,7 @@ def test_the_zip_and_the_digest_depend_on_the_content_alone():
     turned = Bundle(dict(reversed(FILES.items())), {"f": "work_a:f"})
     assert turned.to_zip() == BUNDLE.to_zip()
     assert turned.digest == BUNDLE.digest
-    code = "import sys; from cloudai.artifacts.bundle import Bundle; pipe = sys.stdin.buffer, sys.stdout.buffer;"
+    code = "import sys; from cloudai.capture.bundle import Bundle; pipe = sys.stdin.buffer, sys.stdout.buffer;"
     code += "pipe[1].write(Bundle.from_zip(pipe[0].read()).to_zip())"
     elsewhere = subprocess.run([sys.executable, "-c", code], input=BUNDLE.to_zip(), capture_output=True, check=True)
     assert elsewhere.stdout == BUNDLE.to_zip()
