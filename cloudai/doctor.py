@@ -347,7 +347,11 @@ def _drivers() -> Iterator[Finding]:
 
 
 def _gpus(name: str) -> Iterator[Finding]:
-    offers = list(registry.train_driver(name).offers(Needs(gpus=1)))
+    try:
+        offers = list(registry.train_driver(name).offers(Needs(gpus=1)))
+    except CloudAIError as error:  # one driver's trouble is not the others'
+        yield Finding(f"driver {name}", error.what, "note", error.fix)
+        return
     with_gpu = [offer.place for offer in offers if offer.available]
     why_not = next((offer.why_not for offer in offers if not offer.available), "it offers none")
     yield Finding(f"driver {name}", f"GPU: {', '.join(with_gpu)}" if with_gpu else f"no GPU: {why_not}")

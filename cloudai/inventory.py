@@ -154,13 +154,12 @@ class Cleanup(Shown):
         """
         for entry in self.entries:
             self._ledger.want(entry.record.kind, entry.record.name, _END_WORDS[entry.record.kind])
-        clock = self._ledger.clock
-        deadline = clock.now() + timeout
+        deadline = self._ledger.running() + timeout
         while left := self._left():
             ensure_supervisor(self._ledger.home)
-            if clock.now() > deadline:
+            if self._ledger.running() > deadline:
                 raise NotReadyError(f"{left[0]} has not ended after {timeout:g} s", fix="look at cloudai.ps(), and try again")
-            clock.pause(_POLL)
+            self._ledger.clock.pause(_POLL)
         self._end_supervisor(time.monotonic() + timeout)
         self._applied = True
         return self

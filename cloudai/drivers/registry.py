@@ -91,6 +91,8 @@ def get(name: str) -> Driver:
     DriverError
         If it cannot be loaded, lacks a method, or two packages have a driver of that name.
     """
+    if not isinstance(name, str):
+        raise SpecError(f"the driver {name!r} is no name", fix=nearest("", names()))
     source = _source(name)
     try:
         driver = source.load()()

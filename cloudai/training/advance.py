@@ -94,6 +94,10 @@ class _Advance:
         return any(attempt.get("started") for attempt in self.attempts)
 
     @property
+    def _job_file(self) -> bytes:
+        return self.spec.model_dump_json().encode()
+
+    @property
     def driver(self) -> TrainDriver:
         return registry.train_driver(self.spec.on)
 
@@ -130,6 +134,7 @@ class _Advance:
         offer = Offer(**recorded) if recorded else place(self.driver, needs_of(self.spec), spot=self.spec.spot_policy == "spot")
         if not self.attempts:
             self.ledger.renew_lease("run", self.spec.name, self.spec.lease)
+        self.files.folder.write(JOB, self._job_file)  # before the note: without it a worker could not begin
         number = max((attempt["number"] for attempt in self.attempts), default=0) + 1
         price = price_of(offer).to_json()
         self.attempts.append({"job": f"{self.spec.name}.{number}", "number": number, "offer": asdict(offer), "price": price})
@@ -139,12 +144,11 @@ class _Advance:
         self._submit()
 
     def _submit(self) -> None:
-        attempt, job_file = self.attempts[-1], self.spec.model_dump_json().encode()
-        self.files.folder.write(JOB, job_file)
+        attempt = self.attempts[-1]
         folder = self.record.desired.get("folder", "")
         argv = ["-m", "cloudai.training.worker", "--store", self.spec.store, "--run", self.spec.name]
         argv += ["--attempt", str(attempt["number"]), "--lease-file", str(self.ledger.lease_file("run", self.spec.name))]
-        argv += ["--digest", sha256(job_file)]
+        argv += ["--digest", sha256(self._job_file)]
         job = Job(attempt["job"], tuple(argv), _environment(self.spec), needs_of(self.spec), folder)
         try:
             self.driver.submit(job, Offer(**attempt["offer"]), key=attempt["job"])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cloudai.errors import DataError
+from cloudai.specs.confidential import refuse_credentials
 from cloudai.specs.training import Source
 from cloudai.training import hugging_face, tables
 from cloudai.training.tables import Survey, Table
@@ -108,6 +109,7 @@ def _parts(data: Any) -> dict[str, Any]:
     if isinstance(data, tuple | list) and len(data) == 2:
         return {"inputs": data[0], "targets": data[1]}
     if isinstance(data, str | Path):
+        refuse_credentials(str(data), "the address of the data")
         raise DataError(
             "data cannot be a path alone", fix=f"say what is to be predicted: cloudai.Table({str(data)!r}, target=…)"
         )

@@ -16,7 +16,7 @@ from cloudai.artifacts.store import Store, content_key, sha256
 from cloudai.errors import NotFoundError, StoreError
 from cloudai.training.checkpoints import Checkpoints
 from cloudai.training.journal import Journal, JournalReader
-from tests.s3 import SECRET
+from tests.s3 import CANARY
 
 BLOB = os.urandom(300_000)
 
@@ -162,7 +162,7 @@ def test_refused_credentials_are_said_at_once(bucket, s3, act):
     s3.fail(403)
     with pytest.raises(StoreError, match="does not accept the credentials") as caught:
         ACTS[act](Store(bucket))
-    assert SECRET not in str(caught.value)
+    assert CANARY not in str(caught.value)
     assert s3.failed == 1, "nothing is gained by asking again"
 
 
@@ -294,4 +294,4 @@ def test_nothing_logs_the_secret(store, s3, caplog):
     s3.fail(403, times=1)
     with pytest.raises(StoreError):
         store.read("x")
-    assert SECRET not in caplog.text + repr(store) + repr(vars(store))
+    assert CANARY not in caplog.text + repr(store) + repr(vars(store))

@@ -16,7 +16,7 @@ import cloudai
 from cloudai import errors
 from tests.conftest import kill, wait_until
 from tests.flow import work
-from tests.s3 import SECRET
+from tests.s3 import CANARY
 
 INPUTS, TARGETS = work.data()
 NAMES = [f"x{i}" for i in range(INPUTS.shape[1])]
@@ -61,7 +61,7 @@ def test_from_data_on_s3_to_a_decision(home, store, files, s3):
     kept = [path.read_bytes() for path in home.rglob("*") if path.is_file()]
     kept += [files.cat_file(path) for path in files.find(store)]
     assert len(kept) > 15
-    assert not any(SECRET.encode() in data for data in (*kept, shown.encode()))
+    assert not any(CANARY.encode() in data for data in (*kept, shown.encode()))
 
 
 def test_a_killed_worker_comes_back_from_s3_with_the_same_weights_though_s3_fails_now_and_then(store, s3):

@@ -6,7 +6,6 @@ import pytest
 
 from cloudai.state.ledger import Ledger
 from tests.disks import disk  # noqa: F401
-from tests.postgres import postgres  # noqa: F401
 
 BOTH = ("sqlite", "postgres")
 

@@ -123,7 +123,7 @@ def test_a_handle_of_an_ended_object_sees_the_one_in_its_place(ledger, clock):
 def test_nothing_costs_less_than_nothing():
     price = {"per_hour": 3.0, "currency": "USD", "source": "here"}
     assert spending([Span(100.0, None, price), Span(100.0, 50.0, price)], now=10.0).amount == 0
-    assert spending([(10.0, None), (100.0, 50.0)], price, now=3610.0).amount == 3.0
+    assert spending([Span(10.0, None, price), Span(100.0, 50.0, price)], now=3610.0).amount == 3.0
 
 
 def test_the_clock_of_a_shared_ledgers_server_counts(postgres, path, monkeypatch):
