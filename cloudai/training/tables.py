@@ -137,7 +137,8 @@ def choose(table: Table, kinds: Mapping[str, str], where: str) -> list[str]:
             raise DataError(f"{where} has no column {name!r}", fix=nearest(name, list(kinds)))
         if names.count(name) > 1:
             raise DataError(f"the column {name!r} is named twice", fix="the target is no feature: name each column once")
-        if name != table.text and kinds[name] not in ("bool", "int", "float", *_LISTS):
+        is_class = bool(table.text) and name == table.target and kinds[name] == "text"  # of texts, classes may be names
+        if name != table.text and not is_class and kinds[name] not in ("bool", "int", "float", *_LISTS):
             raise DataError(f"the column {name!r} of {where} holds {kinds[name]}", fix=_fix_of(name, table))
     if not inputs:
         raise DataError(f"{where} has no column beside {table.target!r}", fix="give a table with features")

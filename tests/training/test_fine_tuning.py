@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -22,6 +23,7 @@ from cloudai.training.context import Solo
 from cloudai.training.execution import FAILED, STOPPED, SUCCEEDED, execute
 from cloudai.training.job import RunFiles
 from cloudai.training.journal import JournalReader
+from cloudai.training.tables import Table
 from cloudai.training.work import base_name, loop_defaults, prepare
 from tests.artifacts import classifiers
 
@@ -192,3 +194,23 @@ def test_work_that_is_no_classifier(home, tmp_path, folder):
     for work, kind, what in cases:
         with pytest.raises(kind, match=what):
             prepare(work, DATA, Loop())
+
+
+@pytest.mark.parametrize("labels", [DATA[1], [("neg", "pos").index(name) for name in DATA[1]]], ids=["names", "numbers"])
+def test_a_file_of_texts_is_read_by_the_worker_and_gives_the_same_model(home, tmp_path, folder, labels):
+    lines = "".join(json.dumps({"comment": text, "mood": label}) + "\n" for text, label in zip(DATA[0], labels, strict=True))
+    (tmp_path / "texts.jsonl").write_text(lines)
+    table = Table(tmp_path / "texts.jsonl", text="comment", target="mood")
+    spec = asked_for(tmp_path / "store", str(folder), table, name="from-file")
+    assert (spec.work.data, spec.work.source.target) == ("", "mood"), "nothing was copied"
+    assert attempt(spec) == SUCCEEDED
+    in_memory = asked_for(tmp_path / "store", str(folder), DATA, name="in-memory")
+    assert attempt(in_memory) == SUCCEEDED
+    one, other = model_of(spec), model_of(in_memory)
+    assert np.array_equal(one.predict(DATA[0])["scores"], other.predict(DATA[0])["scores"])
+
+
+def test_a_table_for_a_model_of_texts_names_both_columns(home, folder, tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"comment": "so good", "mood": "pos"}\n')
+    with pytest.raises(errors.DataError, match="needs a column of texts and one of labels"):
+        asked_for(tmp_path / "store", str(folder), Table(tmp_path / "texts.jsonl", target="mood"))
