@@ -205,3 +205,9 @@ def test_nothing_names_a_machine(page):
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"(?<![\w.~>])/(?:home|root|work|Users|mnt)/", text)
     assert not re.search(r"\b(?:192\.168|10\.\d+|172\.16)\.\d+\.\d+\b", text)
+
+
+def test_every_public_class_is_in_the_glossary():
+    words = set(re.findall(r"\w+", (pages.ROOT / "docs/reference/glossary.md").read_text()))
+    classes = {name for name in cloudai.__all__ if isinstance(getattr(cloudai, name), type)}
+    assert classes <= words

@@ -152,7 +152,7 @@ def test_a_worker_that_is_killed_comes_back_into_the_same_record(home, monkeypat
     monkeypatch.setenv("CLOUDAI_TRACKING", mlflow_server.uri)
     torch.manual_seed(0)
     module, data = torch.nn.Linear(8, 2), (INPUTS, INPUTS[:, 0] > 0)
-    run = cloudai.train(module, data, name="returning", model_name="returning", epochs=400)
+    run = cloudai.train(module, data, name="returning", model_name="returning", epochs=4000)
     wait_until(lambda: run.refresh() or (run.status.checkpoint or 0) > 20, timeout=60)
     kill(run.status.pid)
     run.wait(120, progress=False)
