@@ -1,0 +1,3 @@
+"""What several of these tests share."""
+
+from tests.disks import disk  # noqa: F401
