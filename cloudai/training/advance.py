@@ -6,6 +6,7 @@ key twice, so whoever leads after a crash goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -78,7 +79,7 @@ def advance(ledger: Ledger, record: Record) -> None:
     except DriverError as error:
         run.not_reached(error)
     except CloudAIError as error:
-        run.end("failed" if run.started else "rejected", reason=error.what, fix=error.fix)
+        run.give_up(error)
 
 
 class _Advance:
@@ -256,7 +257,7 @@ class _Advance:
         now = self.ledger.clock.now()
         silence = Silence.after(self.record.status.get("silence"), now)
         if silence.lasts(now) > _PATIENCE and not self.started:
-            self.end("rejected", reason=error.what, fix=error.fix)
+            self.give_up(error)
             return
         event = f"{redact(error.what)}; asking again" if silence.count == 1 else ""
         phase = "starting" if self.record.phase == "queued" else self.record.phase
@@ -269,6 +270,13 @@ class _Advance:
         own = name == self.spec.model_name and model.get("uri") == uri and isinstance(digest, str) and len(digest) == _DIGEST
         if not own:
             raise IntegrityError("the run's result names a model that is not its own", fix="see who can write to the store")
+
+    def give_up(self, error: CloudAIError) -> None:
+        """End the run for an error, and with it what may still run of it: nobody would look after that."""
+        if self.attempts and "ended" not in self.attempts[-1]:
+            with contextlib.suppress(CloudAIError):
+                self.driver.cancel(JobId(self.attempts[-1]["job"]))
+        self.end("failed" if self.started else "rejected", reason=error.what, fix=error.fix)
 
     def end(self, phase: str, **status: Any) -> None:
         """End the run in a phase, with its reason and fix."""

@@ -113,6 +113,16 @@ def test_a_driver_that_never_answers_ends_a_run_that_never_began():
         assert simulation.bill.total == 0
 
 
+def test_what_was_started_and_cannot_be_seen_is_ended_when_its_run_is_given_up():
+    world = World(lost_answers=[LostAnswer(act="submit")], outages=[Outage(act="status", start=0, end="9h")])
+    with Simulation(world) as simulation:
+        run = train()
+        simulation.advance("2h")
+        assert run.phase == "rejected"
+        [line] = simulation.bill.lines
+        assert line.end == pytest.approx(0.25, abs=0.02), "its machine was given back then"
+
+
 def test_a_quota_makes_wait_and_what_can_never_be_had_is_refused_at_once():
     zone = Zone(name="small", price=1.0, quota=1, machine=Machine(gpus=1, gpu_type="T4"))
     with Simulation(World(zones=[zone])) as simulation:
