@@ -1,14 +1,16 @@
 """Starts one process and writes down how it ends: ``python -m cloudai_pocket.keeper FOLDER CWD ARGUMENT…``."""
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 
 def put(path, text):
     """Write a file that others read meanwhile."""
-    draft = path.with_suffix(".draft")
+    draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.draft")  # one for each writer
     draft.write_text(text)
     draft.replace(path)
 
