@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cloudai.drivers import registry
-from cloudai.drivers.protocols import DeploymentStatus, Needs, Offer, Revision, RevisionId
+from cloudai.drivers.protocols import DeploymentStatus, Needs, Offer, Revision, RevisionId, ServeDriver
 from cloudai.errors import CloudAIError, DriverError, LedgerError, NotReadyError, PlacementError
 from cloudai.planning.plan import place
 from cloudai.planning.silence import Silence, asks_again
@@ -63,7 +63,10 @@ class _Advance:
     def __init__(self, ledger: Ledger, record: Record) -> None:
         self.ledger, self.record = ledger, record
         self.spec = DeploySpec.model_validate(record.spec)
-        self.driver = registry.serve_driver(self.spec.on)
+
+    @property
+    def driver(self) -> ServeDriver:
+        return registry.serve_driver(self.spec.on)
 
     def step(self) -> None:
         """Look once and act once."""
@@ -71,16 +74,23 @@ class _Advance:
         started = "price" in self.record.status
         if self.record.desired.get("delete") or (started and self.ledger.lease_expired("deployment", name)):
             reason = "" if self.record.desired.get("delete") else "its lease has passed and nobody renewed it"
-            bill = self._bill(self.driver.inspect(name)) if started else {}
-            self.driver.delete(name)
+            ended = self._delete(name) if started else self.ledger.clock.now()
             token_path(self.ledger.home, name).unlink(missing_ok=True)
-            self._observe("deleted", {"reason": reason, "url": "", "ended": self.ledger.clock.now(), **bill})
+            self._observe("deleted", {"reason": reason, "url": "", "ended": ended})
             return
         if not started:
             self._place()
             return
         if (models := self._models()) is not None:
             self._reconcile(models)
+
+    def _delete(self, name: str) -> float:
+        """Note the last bill, which nobody can tell afterwards; take everything down; return when it ended, in unix time."""
+        bill = self._bill(self.driver.inspect(name))
+        if bill:
+            self._observe(self.record.phase, bill)
+        self.driver.delete(name)
+        return float(bill.get("billed_at") or self.record.status.get("billed_at") or self.ledger.clock.now())
 
     def failed(self, error: CloudAIError) -> None:
         """Note an error; what was a moment's weakness is over at the next look."""
@@ -94,19 +104,22 @@ class _Advance:
         elif silence.lasts(now) >= patience:
             phase = "failing"
         heard = {"wish": self.record.desired.get("wish")} if phase == "failing" else {}
-        self._observe(phase, redacted({"reason": error.what, "fix": error.fix, key: silence.to_json(), **heard}))
+        self._observe(
+            phase, redacted({"reason": error.what, "fix": error.fix, "silence": None, key: silence.to_json(), **heard})
+        )
 
     def _place(self) -> None:
         recorded = self.record.desired.get("offer")
         try:
             offer = Offer(**recorded) if recorded else place(self.driver, needs_of(self.spec))
         except PlacementError as error:
-            self._observe("rejected", {"reason": error.what, "fix": error.fix})
+            self._observe("rejected", redacted({"reason": error.what, "fix": error.fix}))
             return
         self.ledger.renew_lease("deployment", self.spec.name, self.spec.lease)
         started = self.ledger.clock.now()
         self._observe(
-            "starting", {"price": price_of(offer).to_json(), "place": offer.place, "started": started, "waiting": None}
+            "starting",
+            {"price": price_of(offer).to_json(), "place": offer.place, "started": started, "waiting": None, "silence": None},
         )
 
     def _models(self) -> Mapping[str, Mapping[str, str]] | None:
@@ -181,7 +194,7 @@ class _Advance:
         reason = f"{broken[0]['id']} does not start: {broken[0]['reason']}" if broken else ""
         processes = {"url": found.url, "revisions": rows, "router": list(found.pids)}
         wish = self.record.desired.get("wish")
-        status = {**processes, "reason": reason, "crashes": dict(crashes), "silence": None, "wish": wish}
+        status = {**processes, "reason": reason, "crashes": dict(crashes), "silence": None, "waiting": None, "wish": wish}
         if phase != self.record.phase or any(self.record.status.get(key) != value for key, value in status.items()):
             self._observe(phase, {**status, **self._bill(found)})
 

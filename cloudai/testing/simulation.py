@@ -165,7 +165,7 @@ class Simulation:
             raise SpecError("this simulation runs already", fix="stop() it first, or make another")
         with ExitStack() as held:
             home = self._home or Path(held.enter_context(tempfile.TemporaryDirectory(prefix="cloudai-simulation-")))
-            held.enter_context(_configured(home=home, store=str(home / "store"), tracking="none"))
+            held.enter_context(_configured(home=home, store=str(home / "store"), tracking="none", ledger=""))
             if not held.enter_context(leading(home)):  # so that no supervisor starts, whose clock would be another
                 raise SpecError(f"a supervisor leads {home}", fix="give another home, or none")
             self._ledger = Ledger(home / "ledger.sqlite", clock=self.clock)

@@ -114,9 +114,9 @@ class _Advance:
             self._submit()
             return
         if status.phase in ("starting", "running"):
+            if self.record.desired.get("cancel") or self.ledger.lease_expired("run", self.spec.name):
+                self.driver.cancel(job)  # before the store is asked, which may be away
             self._alive(status)
-            if self.record.desired.get("cancel"):
-                self.driver.cancel(job)
             return
         self._ended(status)
 
@@ -162,7 +162,7 @@ class _Advance:
         if refusals >= _MOST_REFUSALS:
             raise error
         self.attempts.pop()
-        self._observe(self.record.phase, {"refusals": refusals}, f"{error.what}; choosing another place")
+        self._observe(self.record.phase, {"refusals": refusals}, f"{redact(error.what)}; choosing another place")
         if "offer" in self.record.desired:
             self.ledger.want("run", self.spec.name, {"offer": None})
 
@@ -181,7 +181,12 @@ class _Advance:
     def wait_for_store(self, error: StoreError) -> None:
         """Note that the store keeps us; what runs goes on, and what has not begun is rejected where waiting would not help."""
         what = redact(error.what)
-        if self.record.phase == "queued" and not error.temporary:
+        over = bool(self.attempts) and "ended" in self.attempts[-1]
+        if over and self.record.desired.get("cancel"):
+            self.end("cancelled", reason="cancelled")
+        elif over and self._lease_passed():
+            return
+        elif self.record.phase == "queued" and not error.temporary:
             fix = f"end the supervisor, which has the environment that it was started in (kill {os.getpid()}), and train again"
             self.end("rejected", reason=what, fix=fix)
         elif self.record.status.get("store") != what:
@@ -189,16 +194,20 @@ class _Advance:
 
     def _ended(self, status: JobStatus) -> None:
         ended = status.ended_at or self.ledger.clock.now()
-        self.attempts[-1].update(started=status.started_at, ended=ended, reason=status.reason, billed=status.cost)
+        self.attempts[-1].update(started=status.started_at, ended=ended, reason=redact(status.reason), billed=status.cost)
         reader = JournalReader(self.files.folder)
         result, error = reader.result(), reader.error()
         if result is not None:
             self._succeeded(result)
         elif error is not None:
             self.end("failed", reason=error["what"], fix=error["fix"], frames=error["frames"])
-        elif status.phase == "cancelled" or self.record.desired.get("cancel"):
+        elif self.record.desired.get("cancel"):
             self.end("cancelled", reason="cancelled")
-        elif not self._lease_passed():
+        elif self._lease_passed():
+            return
+        elif status.phase == "cancelled":
+            self.end("cancelled", reason="cancelled")
+        else:
             self._come_back(status)
 
     def _lease_passed(self) -> bool:
@@ -210,7 +219,7 @@ class _Advance:
 
     def _come_back(self, status: JobStatus) -> None:
         """Start the next attempt after a worker was killed or lost, unless that happened too often."""
-        reason = status.reason or "the worker is gone"
+        reason = redact(status.reason) or "the worker is gone"
         self.attempts[-1]["failure"] = status.phase != "preempted"
         failures = sum(attempt.get("failure", False) for attempt in self.attempts)
         if failures > self.spec.failure.max_failures:
@@ -243,7 +252,7 @@ class _Advance:
         """Note why no place can be had now; the next look asks again."""
         waiting = Silence.after(self.record.status.get("waiting"), self.ledger.clock.now()).to_json()
         news = self.record.status.get("reason") != error.what
-        change = redacted({"reason": error.what, "fix": error.fix, "waiting": waiting})
+        change = redacted({"reason": error.what, "fix": error.fix, "waiting": waiting, "silence": None})
         self._observe(self.record.phase, change, f"waiting: {change['reason']}" if news else "")
 
     def reached(self) -> None:

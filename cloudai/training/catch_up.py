@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cloudai import settings
-from cloudai.errors import NotFoundError
+from cloudai.errors import CloudAIError, NotFoundError
 from cloudai.files import append_to, private_folder
 from cloudai.specs.confidential import start_log
 from cloudai.specs.training import TrainSpec
@@ -76,7 +76,11 @@ def _catch_up(home: Path, name: str, down: set[str]) -> bool:
     spec = TrainSpec.model_validate(record.spec)
     if not record.ended or spec.tracking in down:
         return False
-    tracker = _tell(spec, succeeded=record.phase == "succeeded")
+    try:
+        tracker = _tell(spec, succeeded=record.phase == "succeeded")
+    except (CloudAIError, OSError) as error:  # its folder cannot be read: the others are told all the same
+        log.warning("%s cannot be told now: %s", name, getattr(error, "what", error))
+        return False
     log.info("%s in %s: %s", name, spec.tracking, "complete" if tracker.complete else tracker.problem)
     if tracker.complete:
         unmark_behind(home, name)
