@@ -54,7 +54,7 @@ def trust(database: Database, now: float) -> int:
     return len(found)
 
 
-_TIMES = frozenset({"started", "ended", "until", "at"})
+_TIMES = frozenset({"started", "ended", "until", "at", "since", "again", "billed_at"})
 
 
 def _clamped(value: object, now: float) -> object:

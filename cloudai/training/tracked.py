@@ -167,8 +167,9 @@ def mark_behind(home: Path, spec: TrainSpec) -> None:
         note = read_note(folder)
         if attempt is None or (note is not None and note.complete and note.attempt == attempt):
             return  # no worker has ever reported, or nothing is missing
-    (home / "behind").mkdir(parents=True, exist_ok=True, mode=0o700)
-    (home / "behind" / spec.name).touch()
+    with contextlib.suppress(OSError):  # a full disk must not keep a run from ending
+        (home / "behind").mkdir(parents=True, exist_ok=True, mode=0o700)
+        (home / "behind" / spec.name).touch()
 
 
 def unmark_behind(home: Path, name: str) -> None:

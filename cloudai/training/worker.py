@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import gc
 import os
@@ -62,7 +63,8 @@ def _make_private(tracking: str) -> None:
     """Make the file of a SQLite tracker before its library does: for the user alone."""
     path = Path(tracking.removeprefix("sqlite:///"))
     if tracking.startswith("sqlite:///") and path.parent.is_dir():
-        append_to(path).close()
+        with contextlib.suppress(OSError):  # the tracker will say so itself, and the run goes on
+            append_to(path).close()
 
 
 def _collect_again() -> None:
