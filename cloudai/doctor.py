@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +30,7 @@ from cloudai.display import Card, Shown, Table, ago, duration
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import Needs
 from cloudai.errors import CloudAIError
+from cloudai.specs.confidential import redact
 from cloudai.state.leader import supervisor_pid
 from cloudai.state.ledger import open_ledger
 from cloudai.tracking import check_address, parse_address, tracker_for
@@ -118,7 +119,8 @@ def examine() -> Report:
     }
     running = [_Running(area, probe, state) for area, (probe, state) in probes.items()]
     deadline = time.monotonic() + _LIMIT
-    return Report([finding for one in running for finding in one.findings(deadline)])
+    found = [finding for one in running for finding in one.findings(deadline)]
+    return Report([replace(finding, what=redact(finding.what), fix=redact(finding.fix)) for finding in found])
 
 
 class _Running:
