@@ -227,10 +227,15 @@ class _SessionLead:
 
     def release(self) -> None:
         with self._lock:
-            if self._db is not None:
-                with suppress(Exception):  # closed is closed
-                    self._db.close()
+            db, had = self._db, self._has
             self._db, self._has = None, False
+            if db is None:
+                return
+            with suppress(Exception):  # a session that is lost has given its lock back
+                if had:  # the server ends a session some time after it is closed: who is next shall not wait for that
+                    db.execute("SELECT pg_advisory_unlock(%s)", (_LEADING,))
+            with suppress(Exception):  # closed is closed
+                db.close()
 
 
 def _psycopg() -> Any:
