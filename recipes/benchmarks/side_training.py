@@ -45,7 +45,7 @@ def rate_of(steps: int, begin: float, end: float, rows: int) -> float:
 
 
 def loop_plain(folder: Path, scale: Scale) -> dict[str, float]:
-    """The loop that a tutorial of PyTorch writes by hand, without checkpoints, reports or anything else."""
+    """Train with the loop that a tutorial of PyTorch writes by hand, without checkpoints, reports or anything else."""
     torch.set_num_threads(1)
     inputs, targets = (torch.from_numpy(array) for array in arrays(folder))
     module = network(scale["width"])
@@ -62,12 +62,12 @@ def loop_plain(folder: Path, scale: Scale) -> dict[str, float]:
 
 
 def loop_cloudai(folder: Path, scale: Scale) -> dict[str, float]:
-    """The same through `cloudai.train`, as users get it: in a worker, with checkpoints, reports and a lease."""
+    """Do the same through `cloudai.train`, as users get it: in a worker, with checkpoints, reports and a lease."""
     return _module_run(folder, scale, workers=1)
 
 
 def loop_two_workers(folder: Path, scale: Scale) -> dict[str, float]:
-    """The same with two workers, a core for each."""
+    """Do the same with two workers, a core for each."""
     return _module_run(folder, scale, workers=2)
 
 
@@ -132,7 +132,7 @@ def text_trainer(folder: Path, scale: Scale) -> dict[str, float]:
 
 
 def text_tuned(folder: Path, scale: Scale) -> dict[str, float]:
-    """The same, tuned: rows of like length in one batch, and the optimiser that takes one pass over memory."""
+    """Do the same, tuned: rows of like length in one batch, and the optimiser that takes one pass over memory."""
     return _trainer(folder, scale, train_sampling_strategy="group_by_length", optim="adamw_torch_fused")
 
 
