@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from cloudai.errors import DataError, SpecError
 from cloudai.specs.training import TrainSpec
 from cloudai.training import randomness
 from cloudai.training.checkpoints import Checkpoint, Checkpoints
+from cloudai.training.meter import Meter
 
 __all__ = ["Context", "Group", "Solo", "Stopped"]
 
@@ -89,6 +90,9 @@ class Context:
     """Called before a checkpoint is committed: what was reported up to it must be written by then, for it is not done again.
     Where it says that it could not, there is no checkpoint."""
     on_checkpoint: Callable[[int], None] = lambda step: None
+    works: Callable[[Any, Sequence[Any], str], None] = lambda module, inputs, dtype: None
+    """Told once, before the first step, what a step works on, and in which dtype."""
+    meter: Meter = field(default_factory=Meter)
     stop_reason: Callable[[], str] = lambda: ""
     """Says why the worker should end; empty while it should not."""
 
@@ -177,6 +181,8 @@ class Context:
             If a metric is not a finite number: training on would waste the money.
         """
         self._step = self._step + 1 if step is None else step
+        if self.spec.work.kind == "function":
+            self.meter.ended(rows=0)  # what it does in between is its own; a report is a step
         numbers = {name: _finite(name, value, self._step) for name, value in metrics.items()}
         if self.rank == 0 and numbers:
             self.on_report(self._step, numbers)
@@ -200,6 +206,7 @@ class Context:
             self.on_checkpoint(step)
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - begin
+        self.meter.stalled(self._cost)
 
     def stop_if_told(self) -> None:
         """End the worker, at a moment when nothing is half done, if it was told to stop."""

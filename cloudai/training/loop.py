@@ -123,6 +123,8 @@ class _Fit:
 
     def run(self) -> dict[str, float]:
         self._restore()
+        some = self.rows.train[: self.loop.batch_size // self.context.world_size]
+        self.context.works(self.module, self.inputs.batch(some), "float32")
         while self.epoch < self.loop.epochs:
             self._epoch()
         return self.final
@@ -131,6 +133,7 @@ class _Fit:
         order = self._order()
         every = max(1, self.loop.epochs * self.batches // _CURVE)
         self.wrapped.train()
+        self.context.meter.begin()
         while self.batch < self.batches:
             loss = self._step(order)
             self.batch += 1
@@ -157,6 +160,7 @@ class _Fit:
         value = float(loss.detach())
         self.total += value * len(rows)
         self.seen += len(rows)
+        self.context.meter.ended(len(rows))
         return value
 
     def _share(self, rows: torch.Tensor) -> torch.Tensor:
