@@ -81,8 +81,9 @@ _ENDS = 5
 """Losses at the beginning and at the end whose median is compared: single batches are noisy."""
 _EXPLODED, _EXPLODED_ROWS = 2.0, 20
 """A loss twice as high as at the beginning is worse than knowing nothing, which is where it began."""
-_STUCK, _STUCK_ROWS = 0.01, 50
-"""A loss that is within a hundredth of where it began, after a quarter of the points of a whole run's curve."""
+_STUCK, _STRAYED, _STUCK_ROWS = 0.01, 0.1, 50
+"""A loss that is within a hundredth of where it began, and never was further than a tenth from it, after a quarter of the
+points of a whole run's curve."""
 _WORSE, _WORSE_TIMES = 1.05, 3
 """So much worse than the best validation loss, for so many epochs in a row, is more than the noise of a held-back tenth."""
 
@@ -201,9 +202,10 @@ def _stuck(rows: Sequence[Row]) -> Anomaly | None:
     losses = _curve(rows, "loss")
     if len(losses) < _STUCK_ROWS:
         return None
-    quarter = len(losses) // 4  # more than the ends: a loss may be noisier than it moves
-    first, last = median(value for _, value in losses[:quarter]), median(value for _, value in losses[-quarter:])
-    if first <= 0 or abs(first - last) > _STUCK * first or min(value for _, value in losses) < first * (1 - 10 * _STUCK):
+    values, quarter = [value for _, value in losses], len(losses) // 4  # more than the ends: noise may be more than movement
+    first, last = median(values[:quarter]), median(values[-quarter:])
+    moves = first <= 0 or abs(first - last) > _STUCK * first
+    if moves or min(values) < (1 - _STRAYED) * first or max(values) > (1 + _STRAYED) * first:
         return None
     what = f"the loss has not moved from {first:.3g} in {len(losses)} reports"
     fix = "see that the targets can be told from the inputs; scale the inputs, or change the learning rate"

@@ -123,7 +123,7 @@ class Performance(Shown):
 
     def _throughput(self) -> str:
         tokens = f", {_count(self.tokens_per_second)} tokens/s" if self.tokens_per_second else ""
-        steps = f"a step {duration(self.step_p50)}, 95 of 100 within {duration(self.step_p95)}"
+        steps = f"a step takes {_short(self.step_p50)}, 95 of 100 at most {_short(self.step_p95)}"
         rows = f"{_count(self.rows_per_second)} rows/s{tokens}; " if self.rows_per_second else ""
         return rows + steps
 
@@ -150,6 +150,10 @@ def _fits(name: str, value: Any) -> bool:
 
 def _memory(used: int, limit: int) -> str:
     return f"{used / 2**30:.2g} of {limit / 2**30:.3g} GiB" if limit else ""
+
+
+def _short(seconds: float) -> str:
+    return duration(seconds) if seconds >= 1 else f"{seconds * 1e3:.2g} ms" if seconds < 0.1 else f"{seconds * 1e3:.0f} ms"
 
 
 def _count(number: float) -> str:

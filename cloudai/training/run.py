@@ -325,7 +325,7 @@ class Run(Handle):
             ),
             ("place", status.place or "none yet"),
             *(self.performance.facts() if self.performance is not None else []),
-            *((f"anomaly: {anomaly.kind}", f"{anomaly.what}. {anomaly.fix}") for anomaly in self.anomalies),
+            *((f"anomaly: {anomaly.kind}", f"{anomaly.what}; {anomaly.fix}") for anomaly in self.anomalies),
             ("spent", str(self.cost)),
             ("tracked in", self._tracked_in()),
             ("exact", "yes, bit for bit" if self.exact else f"not promised: {self.why_not_exact}"),

@@ -117,7 +117,7 @@ class Watch:
         """Say an anomaly in the log, the first time that there is one of its kind; while it lasts, it began when it began."""
         if anomaly.kind not in self._said:
             self._said.add(anomaly.kind)
-            log.warning("%s. %s", anomaly.what, anomaly.fix)
+            log.warning("%s; %s", anomaly.what, anomaly.fix)
         return replace(anomaly, since=self._since.get(anomaly.kind, anomaly.since))
 
     def _run(self) -> None:
