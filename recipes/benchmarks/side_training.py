@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from cloudai.training.meter import Meter
+
 if TYPE_CHECKING:
     import cloudai
 
@@ -220,7 +222,7 @@ def checkpoints(folder: Path, scale: Scale) -> dict[str, float]:
             return super().loss(module, rows)
 
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        context = Context(spec, None, Checkpoints(Store(place), keep=2), on_stall=log.stalled)
+        context = Context(spec, None, Checkpoints(Store(place), keep=2), meter=log)
         examples = Timed(np.resize(inputs, (rows, 64)), np.resize(targets, rows), "cross_entropy")
         loop.fit(torch.nn.Sequential(*layers), context, examples)
         context.settle()
@@ -232,10 +234,11 @@ def checkpoints(folder: Path, scale: Scale) -> dict[str, float]:
     return {**found, "cost_s": log.cost(), "share_percent": 100 * log.cost() / interval}
 
 
-class _StepLog:
+class _StepLog(Meter):
     """How long steps took, and whether a checkpoint was copied or written meanwhile."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._last, self._was_busy = time.perf_counter(), True  # the first step has no beginning
         self._quiet: list[float] = []
         self._busy: list[float] = []
