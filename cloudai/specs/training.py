@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from cloudai.errors import SpecError
+from cloudai.specs.limits import MaybeBudget, MaybeDeadline
 from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.units import Seconds
 from cloudai.specs.validation import Spec
@@ -205,6 +206,10 @@ class TrainSpec(Spec):
     """Whether the run goes to machines that may be taken away, at a lower price, or to those that stay."""
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     failure: FailurePolicy = FailurePolicy()
+    budget: MaybeBudget = None
+    """The most that it may cost."""
+    deadline: MaybeDeadline = None
+    """Until when it may go on."""
     lease: Seconds | None
     store: str
     tracking: str

@@ -208,7 +208,8 @@ class Context:
             self.on_report(self._step, numbers)
         if checkpoint is not None:
             self.save(self._step, checkpoint)
-        self.stop_if_told()
+        if self.spec.work.kind == "function":  # the built-in loop ends after a checkpoint, never before
+            self.stop_if_told()
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint; the same on all ranks."""
