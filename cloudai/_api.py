@@ -136,8 +136,8 @@ def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
         your function), ``seed``, ``num_workers``, ``resources``, ``spot_policy`` (``"spot"`` for machines that may be taken
         away, at a lower price), ``checkpoint``, ``max_failures`` (how often a killed worker comes back), ``budget``
         (a `Budget`) and ``deadline`` (``"2h"`` from now, or a datetime with its time zone), at which it stops with a
-        checkpoint, ``lease`` (how long it goes on when no live handle renews it; ``None`` for ever). For a module also ``loss``,
-        ``optimizer``, ``lr``, ``lr_schedule``, ``warmup``, ``weight_decay``, ``max_grad_norm``, ``epochs``, ``batch_size``,
+        checkpoint, ``lease`` (how long it goes on when no live handle renews it; ``None`` for ever). For a module also
+        ``loss``, ``optimizer``, ``lr``, ``lr_schedule``, ``warmup``, ``weight_decay``, ``max_grad_norm``, ``epochs``, ``batch_size``,
         ``micro_batch``, ``precision``, ``validation``; for a pretrained model also ``max_length``.
 
     Returns

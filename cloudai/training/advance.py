@@ -33,7 +33,7 @@ from cloudai.planning.spending import price_of, spending
 from cloudai.specs.confidential import redact, redacted
 from cloudai.specs.training import TrainSpec
 from cloudai.state.ledger import ENDED, Ledger, Record
-from cloudai.training.job import JOB, LIMITED, RunFiles
+from cloudai.training.job import JOB, LIMITED, PREEMPTED, RunFiles
 from cloudai.training.journal import JournalReader
 from cloudai.training.limits import Limits, spans_of
 from cloudai.training.tracked import mark_behind
@@ -45,6 +45,9 @@ _MOST_REFUSALS = 10
 
 _PATIENCE = 900.0
 """Seconds that a driver may fail to answer before a run that never started is given up. A run that did start goes on."""
+
+_SHORT = 60.0
+"""Seconds of an attempt after which its machine is hardly the one that was to be taken away before."""
 
 _DIGEST = 64  # hexadecimal digits of a SHA-256
 
@@ -279,8 +282,8 @@ class _Advance:
 
     def _come_back(self, status: JobStatus) -> None:
         """Start the next attempt after a worker was killed or lost, unless that happened too often."""
-        reason = redact(status.reason) or "the worker is gone"
-        self.attempts[-1]["failure"] = status.phase != "preempted"
+        reason, noticed = self._why(status) or "the worker is gone", status.exit_code == PREEMPTED
+        self.attempts[-1]["failure"] = status.phase != "preempted" and not noticed
         failures = sum(attempt.get("failure", False) for attempt in self.attempts)
         if failures > self.spec.failure.max_failures:
             fix = f"look at cloudai.attach('run/{self.spec.name}').logs(), or allow more with max_failures="
@@ -288,9 +291,18 @@ class _Advance:
             return
         checkpoint = JournalReader(self.files.folder).status().get("checkpoint")
         since = "the start" if checkpoint is None else f"step {checkpoint}"
-        self._observe("recovering", {"reason": reason, "lost": reason}, f"{reason}; coming back from {since}")
-        self.record = self.ledger.get("run", self.spec.name)
-        self._start()
+        pause = self._pause() if noticed else None
+        change = {"reason": reason, "lost": reason, "taken": pause, "waiting": pause}
+        self._observe("recovering", change, f"{reason}; coming back from {since}")
+        if pause is None:
+            self.record = self.ledger.get("run", self.spec.name)
+            self._start()
+
+    def _pause(self) -> dict[str, Any] | None:
+        """Return when to come back after a notice to an attempt that was short: the same machine would get it again."""
+        last, now = self.attempts[-1], self.ledger.clock.now()
+        short = last["ended"] - (last.get("started") or last["ended"]) < _SHORT
+        return Silence.after(self.record.status.get("taken"), now).to_json() if short else None
 
     def _succeeded(self, result: Mapping[str, Any]) -> None:
         seconds = sum(attempt["ended"] - attempt["started"] for attempt in self.attempts if attempt.get("started"))

@@ -93,6 +93,8 @@ class Context:
     """Called with the seconds for which the training stood still for a checkpoint."""
     stop_reason: Callable[[], str] = lambda: ""
     """Says why the worker should end; empty while it should not."""
+    hurries: Callable[[], bool] = lambda: False
+    """Says, once, that a checkpoint is wanted at once, though the worker goes on."""
     interruptions: int = 0
     """How often the run was interrupted before."""
 
@@ -213,7 +215,7 @@ class Context:
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint; the same on all ranks."""
-        told = bool(self.stop_reason())
+        told = bool(self.stop_reason()) or self.hurries()
         if self._writer.undecided and not self._decide():
             return self.group.any(told)
         return self.group.any(told or (time.monotonic() >= self._next and self._writer.idle))

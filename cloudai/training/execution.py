@@ -137,6 +137,7 @@ class _Worker:
             before_checkpoint=self._flush,
             on_checkpoint=self._saved,
             stop_reason=self.stop,
+            hurries=self.stop.hurries,
             interruptions=self.attempt - 1,
         )
         if self.journal is not None and self.context.resumed_from is not None:

@@ -1,4 +1,4 @@
-"""What ends a worker before its work is done: a signal, a lease that has passed, a limit."""
+"""What ends a worker before its work is done: a signal, a lease that has passed, a limit, a machine that is taken away."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from types import FrameType
 import psutil
 
 from cloudai.state import lease
-from cloudai.training.job import LIMITED, LOST, STOPPED
+from cloudai.training import notices
+from cloudai.training.job import LIMITED, LOST, PREEMPTED, STOPPED
 from cloudai.training.limits import Countdown, Limits, Pulse
 
 __all__ = ["Stop", "StopSignal"]
@@ -49,9 +50,13 @@ class Stop:
     def checkpoint_took(self, seconds: float) -> None:
         """Learn how long a checkpoint was on its way."""
 
+    def hurries(self) -> bool:
+        """Whether a checkpoint is wanted at once, though the worker goes on; says so once."""
+        return False
+
 
 class StopSignal(Stop):
-    """Ends a worker that was told to by a signal, whose lease has passed, or that comes to a limit.
+    """Ends a worker that was told to by a signal, whose lease has passed, whose machine is taken, or that comes to a limit.
 
     Parameters
     ----------
@@ -59,16 +64,21 @@ class StopSignal(Stop):
         Where its lease is.
     limits : Limits
         Those of this attempt, which began with this process.
+    cloud : Source or None
+        Who may say that this machine will be taken away.
     """
 
-    def __init__(self, lease_path: Path | None, limits: Limits) -> None:
+    def __init__(self, lease_path: Path | None, limits: Limits, cloud: notices.Source | None = None) -> None:
         super().__init__(self._look)
         self._reason, self._code = "", STOPPED
+        self._hurries = False
         skew = time.time() - time.monotonic()
         self._countdown = Countdown(limits, psutil.Process().create_time() - skew, self.pulse, skew)
         signal.signal(signal.SIGTERM, self._told)
         if lease_path is not None:
             threading.Thread(target=self._watch, args=(lease_path,), name="cloudai-lease", daemon=True).start()
+        if cloud is not None:
+            threading.Thread(target=notices.watch, args=(cloud, self._noticed), name="cloudai-notices", daemon=True).start()
 
     def end(self, code: int, reason: str) -> None:
         """Let the worker end at its next step; the first reason counts."""
@@ -82,6 +92,18 @@ class StopSignal(Stop):
     def checkpoint_took(self, seconds: float) -> None:
         """Learn how long a checkpoint was on its way: so much is kept back for the last one."""
         self._countdown.checkpoint_took(seconds)
+
+    def hurries(self) -> bool:
+        """Whether a checkpoint is wanted at once, though the worker goes on; says so once."""
+        hurries, self._hurries = self._hurries, False
+        return hurries
+
+    def _noticed(self, notice: notices.Notice) -> None:
+        log.warning("%s", notice.text)
+        if notice.final:
+            self.end(PREEMPTED, notice.text)
+        else:
+            self._hurries = True
 
     def _look(self) -> str:
         if not self._reason:

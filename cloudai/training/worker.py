@@ -16,6 +16,7 @@ from cloudai.artifacts.store import Store
 from cloudai.files import append_to
 from cloudai.specs.confidential import start_log
 from cloudai.specs.training import TrainSpec
+from cloudai.training import notices
 from cloudai.training.job import JOB, WORKER_PATIENCE
 from cloudai.training.limits import Limits
 from cloudai.training.stopping import StopSignal
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     store = Store(args.store, patience=WORKER_PATIENCE)
     spec = TrainSpec.parse(_job(store, f"runs/{args.run}/{JOB}", args.digest))
     _make_private(spec.tracking)
-    stop = StopSignal(args.lease_file, Limits.from_json(args.limits))
+    stop = StopSignal(args.lease_file, Limits.from_json(args.limits), notices.here())
     if spec.scaling.num_workers == 1:
         from cloudai.training.context import Solo
         from cloudai.training.execution import execute
