@@ -69,6 +69,7 @@ class TrainOptions(TypedDict, total=False):
     spot_policy: Literal["on-demand", "spot"]
     checkpoint: CheckpointPolicy
     max_failures: int
+    hang: str | float | None
     budget: Budget | None
     deadline: str | float | datetime | None
     lease: str | float | None
@@ -134,11 +135,12 @@ def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
     **options
         ``name`` (of the run; by default one is made up), ``model_name``, ``on`` (the driver, ``"local"``), ``config`` (for
         your function), ``seed``, ``num_workers``, ``resources``, ``spot_policy`` (``"spot"`` for machines that may be taken
-        away, at a lower price), ``checkpoint``, ``max_failures`` (how often a killed worker comes back), ``budget``
-        (a `Budget`) and ``deadline`` (``"2h"`` from now, or a datetime with its time zone), at which it stops with a
-        checkpoint, ``lease`` (how long it goes on when no live handle renews it; ``None`` for ever). For a module also
-        ``loss``, ``optimizer``, ``lr``, ``lr_schedule``, ``warmup``, ``weight_decay``, ``max_grad_norm``, ``epochs``, ``batch_size``,
-        ``micro_batch``, ``precision``, ``validation``; for a pretrained model also ``max_length``.
+        away, at a lower price), ``checkpoint``, ``max_failures`` (how often a killed worker comes back), ``hang`` (after how
+        long without a step it is ended, to come back), ``budget`` (a `Budget`) and ``deadline`` (``"2h"`` from now, or a
+        datetime with its time zone), at which it stops with a checkpoint, ``lease`` (how long it goes on when no live
+        handle renews it; ``None`` for ever). For a module also ``loss``, ``optimizer``, ``lr``, ``lr_schedule``,
+        ``warmup``, ``weight_decay``, ``max_grad_norm``, ``epochs``, ``batch_size``, ``micro_batch``, ``precision``,
+        ``validation``; for a pretrained model also ``max_length``.
 
     Returns
     -------
@@ -334,7 +336,7 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
         scaling=ScalingPolicy.of(num_workers=options.get("num_workers", 1)),
         checkpoint=options.get("checkpoint", CheckpointPolicy()),
         spot_policy=options.get("spot_policy", "on-demand"),
-        failure=FailurePolicy.of(max_failures=options.get("max_failures", 3)),
+        failure=FailurePolicy.of(max_failures=options.get("max_failures", 3), hang=options.get("hang")),
         budget=options.get("budget"),
         deadline=options.get("deadline"),
         lease=options.get("lease", now.run_lease),

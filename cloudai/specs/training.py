@@ -91,6 +91,9 @@ class FailurePolicy(Spec):
 
     max_failures: int = Field(default=3, ge=0)
     """A machine that was taken away (a preemption) is no failure and does not count."""
+    hang: Seconds | None = Field(default=None, gt=0)
+    """After so long without a step a worker hangs: it is ended and comes back, which counts as a failure. None: chosen by the
+    run's own pace, at least five minutes, and for a function never as long as it lives (`cloudai.training.hangs`)."""
 
 
 class Loop(Spec):

@@ -33,6 +33,7 @@ from cloudai.planning.spending import price_of, spending
 from cloudai.specs.confidential import redact, redacted
 from cloudai.specs.training import TrainSpec
 from cloudai.state.ledger import ENDED, Ledger, Record
+from cloudai.training.hangs import HangWatch
 from cloudai.training.job import JOB, LIMITED, PREEMPTED, RunFiles
 from cloudai.training.journal import JournalReader
 from cloudai.training.limits import Limits, spans_of
@@ -45,6 +46,9 @@ _MOST_REFUSALS = 10
 
 _PATIENCE = 900.0
 """Seconds that a driver may fail to answer before a run that never started is given up. A run that did start goes on."""
+
+_watches: dict[str, HangWatch] = {}
+"""What this process has seen of each job's heartbeats; who leads after it begins to watch anew."""
 
 _SHORT = 60.0
 """Seconds of an attempt after which its machine is hardly the one that was to be taken away before."""
@@ -198,6 +202,27 @@ class _Advance:
         if phase != self.record.phase or before != self.attempts[-1]:
             self._observe(phase, {"refusals": 0, "store": ""}, "")
         self._enforce(phase, status)
+        self._watch(phase)
+
+    @property
+    def _watched(self) -> str:
+        return f"{self.ledger.home}/{self.attempts[-1]['job']}"
+
+    def _watch(self, phase: str) -> None:
+        """End a worker that hangs, and tell what its machine's cloud says."""
+        attempt, now = self.attempts[-1], self.ledger.clock.now()
+        watch = _watches.setdefault(self._watched, HangWatch(self.spec))
+        if not watch.due(now) or not attempt.get("started"):
+            return
+        said = JournalReader(self.files.folder).status()
+        own = said if said.get("attempt") == attempt["number"] else None
+        reason = watch.look(own, now)
+        if reason:
+            self._end_job(phase, "hang", reason)
+        notice = (own or {}).get("notice", "")
+        if notice and notice != attempt.get("notice"):
+            attempt["notice"] = notice
+            self._observe(phase, {}, f"warning: {redact(notice)}")
 
     def _enforce(self, phase: str, status: JobStatus) -> None:
         """Warn when a limit is near, and end a worker that goes on after it: it should have ended by itself."""
@@ -235,6 +260,7 @@ class _Advance:
             self.ledger.observe("run", self.spec.name, self.record.phase, {"store": what}, event=f"waiting: {what}")
 
     def _ended(self, status: JobStatus) -> None:
+        _watches.pop(self._watched, None)
         ended = status.ended_at or self.ledger.clock.now()
         self.attempts[-1].update(started=status.started_at, ended=ended, reason=redact(status.reason), billed=status.cost)
         reader = JournalReader(self.files.folder)
@@ -249,7 +275,7 @@ class _Advance:
             return
         elif self._limited(status):
             self._stop(Limits.from_json(self.attempts[-1]["limits"]), self._why(status))
-        elif status.phase == "cancelled":
+        elif status.phase == "cancelled" and "ending" not in self.attempts[-1]:
             self.end("cancelled", reason="cancelled")
         else:
             self._come_back(status)

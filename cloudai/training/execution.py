@@ -35,6 +35,7 @@ from cloudai.training import examples, loop, randomness
 from cloudai.training.checkpoints import Checkpoints
 from cloudai.training.context import Context, Group, Stopped
 from cloudai.training.data import TrainingData, read_source
+from cloudai.training.hangs import Heartbeat
 from cloudai.training.job import FAILED, LOST, STOPPED, SUCCEEDED, WORKER_PATIENCE, RunFiles
 from cloudai.training.journal import Journal
 from cloudai.training.stopping import Stop
@@ -115,6 +116,7 @@ class _Worker:
         torch.set_num_threads(max(1, math.ceil(spec.resources.cpus)))
         randomness.seed_all(spec.seed, group.rank)
         self.journal: Journal | None = None
+        self.heartbeat: Heartbeat | None = None
         self.tracker: BackgroundTracker | None = None
         self._latest: dict[str, float] = {}
         self._classifier: Classifier | None = None
@@ -123,6 +125,7 @@ class _Worker:
             about = {"pid": os.getpid(), "total_steps": total_steps(spec)}
             doing = {"doing": "reading the data"} if spec.work.source is not None else {}
             self.journal = Journal(files.folder, attempt, {**about, **doing}, self._written)
+            self.heartbeat = Heartbeat(stop.pulse, self._beat, spec.failure.hang)
             self.tracker = None if spec.tracking == NONE else BackgroundTracker(RunSource(spec, attempt), self._behind)
 
     def begin(self) -> None:
@@ -147,6 +150,8 @@ class _Worker:
         """Do the work; an error in it is written down with the user's frames."""
         try:
             module, metrics = self._work()
+            if self.heartbeat is not None:
+                self.heartbeat.rest()
             self.context.settle()
             model = self._save(module, metrics) if module is not None and self.group.rank == 0 else None
             result = self._record(model, metrics)
@@ -169,6 +174,8 @@ class _Worker:
         """Write what is still in memory, then let the tracker have it."""
         if self.journal is None:
             return
+        if self.heartbeat is not None:
+            self.heartbeat.close()
         self.journal.close()
         if self.tracker is not None:
             self.tracker.close(succeeded, time.time(), model)
@@ -293,6 +300,12 @@ class _Worker:
         """Let the tracker know what is in the store: never more, or a restarted worker could not say it again."""
         if self.tracker is not None:
             self.tracker.add(rows)
+
+    def _beat(self, beat: Mapping[str, Any]) -> None:
+        """Write that the worker lives, also where it is long until the journal's next news."""
+        assert self.journal is not None
+        self.journal.update(beat=beat, notice=self.stop.notice)
+        self.journal.flush()
 
     def _behind(self, problem: str) -> None:
         if self.journal is not None:

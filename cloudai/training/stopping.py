@@ -36,7 +36,11 @@ class Stop:
     ----------
     pulse : Pulse
         How the worker steps.
+    notice : str
+        What its machine's cloud says last.
     """
+
+    notice = ""
 
     def __init__(self, asked: Callable[[], str] = lambda: "") -> None:
         self._asked = asked
@@ -100,6 +104,7 @@ class StopSignal(Stop):
 
     def _noticed(self, notice: notices.Notice) -> None:
         log.warning("%s", notice.text)
+        self.notice = notice.text
         if notice.final:
             self.end(PREEMPTED, notice.text)
         else:
