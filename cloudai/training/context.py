@@ -106,6 +106,8 @@ class Context:
     meter: Meter = field(default_factory=Meter)
     stop_reason: Callable[[], str] = lambda: ""
     """Says why the worker should end; empty while it should not."""
+    hurries: Callable[[], bool] = lambda: False
+    """Says, once, that a checkpoint is wanted at once, though the worker goes on."""
     interruptions: int = 0
     """How often the run was interrupted before."""
 
@@ -224,11 +226,12 @@ class Context:
             self.on_report(self._step, numbers)
         if checkpoint is not None:
             self.save(self._step, checkpoint)
-        self.stop_if_told()
+        if self.spec.work.kind == "function":  # the built-in loop ends after a checkpoint, never before
+            self.stop_if_told()
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint; the same on all ranks."""
-        told = bool(self.stop_reason())
+        told = bool(self.stop_reason()) or self.hurries()
         if self._writer.undecided and not self._decide():
             return self.group.any(told)
         return self.group.any(told or (time.monotonic() >= self._next and self._writer.idle))
