@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cloudai.planning.plan import Plan
     from cloudai.serving.deployment import Deployment
     from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy
-    from cloudai.specs.resources import Resources
+    from cloudai.specs.resources import Resources, ScalingPolicy
     from cloudai.specs.serving import ServerLimits
     from cloudai.specs.training import CheckpointPolicy
     from cloudai.training.context import Context
@@ -41,6 +41,7 @@ _WHERE = {
     "Plan": "cloudai.planning.plan",
     "Resources": "cloudai.specs.resources",
     "Run": "cloudai.training.run",
+    "ScalingPolicy": "cloudai.specs.resources",
     "ServerLimits": "cloudai.specs.serving",
     "Table": "cloudai.training.tables",
     "attach": "cloudai._api",
@@ -70,6 +71,7 @@ __all__ = [
     "Plan",
     "Resources",
     "Run",
+    "ScalingPolicy",
     "ServerLimits",
     "Table",
     "attach",

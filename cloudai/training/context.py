@@ -44,6 +44,10 @@ class Group(Protocol):
         """Return the module so that its gradients are averaged over the ranks."""
         ...
 
+    def whole(self, module: Any) -> Any:
+        """Return the module with all of its weights, on rank 0; all ranks call it."""
+        ...
+
 
 class Solo:
     """A group of one."""
@@ -60,6 +64,10 @@ class Solo:
         return flag
 
     def wrap(self, module: Any) -> Any:
+        """Return the module itself."""
+        return module
+
+    def whole(self, module: Any) -> Any:
         """Return the module itself."""
         return module
 

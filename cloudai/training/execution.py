@@ -36,13 +36,14 @@ from cloudai.training.context import Context, Group, Stopped
 from cloudai.training.data import TrainingData, read_source
 from cloudai.training.job import WORKER_PATIENCE, RunFiles
 from cloudai.training.journal import Journal
+from cloudai.training.sizes import resized
 from cloudai.training.tracked import RunSource, first_note, lineage, tracked_model, write_note
 from cloudai.training.work import dry_run
 
 if TYPE_CHECKING:
     from cloudai.artifacts.text_models import Classifier
 
-__all__ = ["FAILED", "LOST", "STOPPED", "SUCCEEDED", "execute"]
+__all__ = ["FAILED", "LOST", "STOPPED", "SUCCEEDED", "execute", "write_error"]
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def _not_begun(files: RunFiles, error: DataError | StoreError) -> int:
             return LOST
         fix = f"{error.fix}; a worker has the environment in which the supervisor was started"
         error = StoreError(error.what, fix=fix)
-    _write_error(files, error, "")
+    write_error(files, error)
     return FAILED
 
 
@@ -187,7 +188,8 @@ class _Worker:
             module = torch_models.build_module(self._stored(work.module))
             if work.source is not None and self.context.data is not None:
                 dry_run(module, TrainingData(self.context.data), self.spec.loop)
-            return module, loop.fit(module, self.context)
+            metrics = loop.fit(module, self.context)
+            return self.group.whole(module), metrics
         if work.kind == "text":
             return self._fine_tuned()
         returned = resolve(work.entry)(self.context)
@@ -277,8 +279,8 @@ class _Worker:
     def _succeeded(self, model: Model | None, metrics: Mapping[str, float]) -> None:
         if self.journal is None:
             return
-        exact = self.spec.work.kind in _BUILT_IN
-        result: dict[str, Any] = {"metrics": dict(metrics), "exact": exact, "why_not_exact": "" if exact else _OWN_LOOP}
+        why_not = resized(self.files.folder) if self.spec.work.kind in _BUILT_IN else _OWN_LOOP
+        result: dict[str, Any] = {"metrics": dict(metrics), "exact": not why_not, "why_not_exact": why_not}
         if model is not None:
             result["model"] = {"name": model.name, "version": model.version, "uri": model.uri, "digest": model.digest}
         self.journal.update(doing="recording in the tracker")
@@ -286,11 +288,11 @@ class _Worker:
         self.close(succeeded=True, model=tracked_model(result))
 
     def _failed(self, error: BaseException, folder: Path) -> None:
-        _write_error(self.files, error, _user_frames(error, folder))
+        write_error(self.files, error, _user_frames(error, folder))
         self.close(succeeded=False)
 
 
-def _write_error(files: RunFiles, error: BaseException, frames: str) -> None:
+def write_error(files: RunFiles, error: BaseException, frames: str = "") -> None:
     """Leave what ended the run for whoever reads it."""
     what = error.what if isinstance(error, CloudAIError) else f"{type(error).__name__}: {error}"
     fix = error.fix if isinstance(error, CloudAIError) else "mend the code and train again"
@@ -305,7 +307,7 @@ def total_steps(spec: TrainSpec, rows: int = 0) -> int | None:
     if spec.work.kind not in _BUILT_IN or not rows:
         return None
     return spec.loop.epochs * loop.batches_of(
-        rows - int(rows * spec.loop.validation), spec.loop.batch_size, spec.scaling.num_workers
+        rows - int(rows * spec.loop.validation), spec.loop.batch_size, spec.scaling.largest
     )
 
 

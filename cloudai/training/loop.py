@@ -112,7 +112,7 @@ class _Fit:
         self.wrapped = context.wrap(module)
         self.optimizer = _optimizer(module, self.loop)
         self.loss = LOSSES[self.loop.loss]
-        self.batches = batches_of(len(self.rows.train), self.loop.batch_size, context.world_size)
+        self.batches = batches_of(len(self.rows.train), self.loop.batch_size, context.spec.scaling.largest)
         self.epoch, self.batch, self.total, self.seen = 0, 0, 0.0, 0
         self.final: dict[str, float] = {}
 

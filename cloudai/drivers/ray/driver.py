@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from cloudai import settings
+from cloudai.drivers.capacity import Node, fit, nodes_of, share_of
 from cloudai.drivers.protocols import (
     Capabilities,
     Job,
@@ -28,7 +29,6 @@ from cloudai.drivers.protocols import (
     Problem,
 )
 from cloudai.drivers.ray.api import Api, RefusedError, failed, job_path
-from cloudai.drivers.ray.capacity import Node, fit, nodes_of, share_of
 from cloudai.drivers.ray.launch import ENVIRONMENT, packed
 from cloudai.drivers.ray.package import package
 from cloudai.errors import CloudAIError, DriverError, NotFoundError, PlacementError

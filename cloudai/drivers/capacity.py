@@ -1,4 +1,4 @@
-"""What fits on a cluster: now, when others have ended, or never. Pure arithmetic over what the cluster says of its nodes."""
+"""What fits on a Ray cluster: now, when others have ended, or never. Pure arithmetic over what its nodes have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from cloudai.drivers.protocols import Needs
 
-__all__ = ["Fit", "Node", "fit", "nodes_of", "share_of"]
+__all__ = ["Fit", "Node", "fit", "nodes_of", "room", "share_of"]
 
 _RECENT = 3600.0
 """Seconds for which a node that is gone may still come back, or another in its place."""
@@ -84,20 +84,20 @@ def fit(nodes: Sequence[Node], needs: Needs, now: float) -> Fit:
     """
     share = share_of(needs)
     alive = [node for node in nodes if node.gone_at is None]
-    if _room((node.free for node in alive), share) >= needs.workers:
+    if room((node.free for node in alive), share) >= needs.workers:
         return Fit()
     wanted = f"needs {needs.workers} × {_words(share)}"
-    most = _room((node.total for node in alive), share)
+    most = room((node.total for node in alive), share)
     if most >= needs.workers:
         return Fit(f"{wanted}, and other work has taken too much of it", temporary=True)
     lately = [node for node in nodes if node.gone_at is None or now - node.gone_at < _RECENT]
-    if _room((node.total for node in lately), share) >= needs.workers:
+    if room((node.total for node in lately), share) >= needs.workers:
         return Fit(f"{wanted}, and the cluster has lost a machine that it would need", temporary=True)
     machines = f"{len(alive)} machine{'s' * (len(alive) != 1)}"
     return Fit(f"{wanted}, and the cluster ({machines}, together {_words(_sum(alive))}) has room for {most}")
 
 
-def _room(amounts: Iterable[Mapping[str, float]], share: Mapping[str, float]) -> int:
+def room(amounts: Iterable[Mapping[str, float]], share: Mapping[str, float]) -> int:
     """Return how many workers have room, each on one machine."""
     return sum(min(math.floor(have.get(name, 0.0) / amount + _ROUNDING) for name, amount in share.items()) for have in amounts)
 
