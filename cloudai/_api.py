@@ -52,8 +52,8 @@ __all__ = ["advance", "attach", "cleanup", "costs", "deploy", "due", "load_model
 class TrainOptions(TypedDict, total=False):
     """How a run is made; everything but the work and its data.
 
-    The loop's options (``loss``, ``optimizer``, ``lr``, ``weight_decay``, ``epochs``, ``batch_size``, ``validation``,
-    ``max_length``) are those of `cloudai.specs.training.Loop` and do not hold for functions.
+    The loop's options (``loss``, ``optimizer``, ``lr``, ``epochs``, ``batch_size`` and so on) are those of
+    `cloudai.specs.training.Loop` and do not hold for functions.
     """
 
     on: str
@@ -71,9 +71,14 @@ class TrainOptions(TypedDict, total=False):
     loss: Literal["cross_entropy", "mse", "l1", "bce_with_logits"]
     optimizer: Literal["adamw", "adam", "sgd"]
     lr: float
+    lr_schedule: Literal["constant", "linear", "cosine"]
+    warmup: float
     weight_decay: float
+    max_grad_norm: float
     epochs: int
     batch_size: int
+    micro_batch: int
+    precision: Literal["float32", "bfloat16", "auto"]
     validation: float
     max_length: int
 
@@ -124,7 +129,8 @@ def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
         than the number), ``resources``, ``spot_policy`` (``"spot"`` for machines that may be taken
         away, at a lower price), ``checkpoint``, ``max_failures`` (how often a killed worker comes back), ``lease`` (how long
         it goes on when no live handle renews it; ``None`` for ever). For a module also ``loss``, ``optimizer``, ``lr``,
-        ``weight_decay``, ``epochs``, ``batch_size``, ``validation``; for a pretrained model also ``max_length``.
+        ``lr_schedule``, ``warmup``, ``weight_decay``, ``max_grad_norm``, ``epochs``, ``batch_size``, ``micro_batch``,
+        ``precision``, ``validation``; for a pretrained model also ``max_length``.
 
     Returns
     -------

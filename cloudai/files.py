@@ -6,6 +6,7 @@ import contextlib
 import os
 import stat
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +15,7 @@ __all__ = ["append_to", "private_folder", "replace_file"]
 _NEVER_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
-def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
+def replace_file(path: Path, content: bytes | Sequence[bytes | memoryview], *, durable: bool = False) -> None:
     """Put `content` at `path` so that a reader sees the old file or the new one, never a part.
 
     The file is the user's alone (mode 600), whatever the umask; in a folder that is shared with a group (mode 2770) the
@@ -22,6 +23,8 @@ def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
 
     Parameters
     ----------
+    content : bytes or sequence of bytes or memoryview
+        The bytes, in one piece or several.
     durable : bool
         Whether the bytes must be on the disk, not only in the machine's memory, before the new name appears.
 
@@ -33,7 +36,7 @@ def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with _new_file(draft) as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

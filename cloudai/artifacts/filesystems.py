@@ -12,6 +12,7 @@ import posixpath
 import shutil
 import threading
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ import fsspec
 from cloudai.errors import MissingExtraError, SpecError
 from cloudai.files import private_folder, replace_file
 
-__all__ = ["Files", "Folder", "Remote", "filesystem", "forget_credentials", "is_local"]
+__all__ = ["Content", "Files", "Folder", "Remote", "filesystem", "forget_credentials", "is_local"]
 
 _S3 = ("s3://", "s3a://")
 _OPTIONS: dict[str, Any] = {
@@ -89,6 +90,10 @@ def forget_credentials() -> None:
     _s3.cache_clear()
 
 
+Content = bytes | Sequence[bytes | memoryview]
+"""The bytes of a file, in one piece or several."""
+
+
 class Files(Protocol):
     """What the store asks of a place; paths are full paths, and missing files raise `FileNotFoundError`."""
 
@@ -96,7 +101,7 @@ class Files(Protocol):
         """Return a file."""
         ...
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: Content) -> None:
         """Write a file whole: a reader sees the old one or the new one."""
         ...
 
@@ -132,7 +137,7 @@ class Folder:
         """Return a file."""
         return Path(path).read_bytes()
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: Content) -> None:
         """Write a file beside its place and move it there."""
         private_folder(Path(path).parent)
         replace_file(Path(path), data, durable=True)
@@ -198,8 +203,9 @@ class Remote:
         options = {"max_concurrency": 1} if self._is_s3 and not large else {}
         return bytes(self._fs.cat_file(path, **options))
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: Content) -> None:
         """Write an object; one of many parts is there when its last part is, or not at all."""
+        data = data if isinstance(data, bytes) else b"".join(data)
         self._fs.pipe_file(path, data, **self._in_parts(data))
 
     def create(self, path: str, data: bytes, mark: str) -> None:

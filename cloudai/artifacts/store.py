@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
-from cloudai.artifacts.filesystems import Files, Folder, Remote, filesystem, forget_credentials, is_local
+from cloudai.artifacts.filesystems import Content, Files, Folder, Remote, filesystem, forget_credentials, is_local
 from cloudai.artifacts.patience import persist
 from cloudai.errors import IntegrityError, NotFoundError, StoreError
 from cloudai.specs.confidential import refuse_credentials
@@ -21,9 +21,12 @@ _ASK_FIRST = 2**16
 """Bytes from which on an object store is asked whether it has them before they are sent."""
 
 
-def sha256(data: bytes) -> str:
-    """Return the SHA-256 digest of `data` in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
+def sha256(data: Content) -> str:
+    """Return the SHA-256 digest of `data`, in one piece or several, in hexadecimal."""
+    digest = hashlib.sha256()
+    for piece in [data] if isinstance(data, bytes) else data:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def content_key(folder: str, data: bytes, suffix: str) -> str:
@@ -79,8 +82,8 @@ class Store:
         """Return the same store with another patience."""
         return self if seconds == self.patience else Store(self.root, patience=seconds)
 
-    def write(self, key: str, data: bytes) -> None:
-        """Write a file; a reader sees the old one or the new one.
+    def write(self, key: str, data: Content) -> None:
+        """Write a file, given in one piece or several; a reader sees the old one or the new one.
 
         An object store replaces objects whole by itself. On a local disk the bytes are on the disk, not only in the
         machine's memory, before the new name appears.

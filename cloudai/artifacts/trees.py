@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,19 @@ from safetensors import numpy as on_numpy
 from cloudai import texts
 from cloudai.errors import IntegrityError, SpecError
 
-__all__ = ["dump", "load"]
+__all__ = ["Snapshot", "dump", "load"]
 
 _KEY = "cloudai.tree"
 _DAMAGED = (SafetensorError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError, StopIteration)
 """What reading bytes of somebody else's may raise; a header may claim any size, nest without end, or hold anything."""
+
+
+_NAMES = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "uint16": "U16", "int32": "I32", "uint32": "U32",
+    "int64": "I64", "uint64": "U64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
+    "complex64": "C64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+}  # fmt: skip
+"""The dtypes of numpy and torch as safetensors writes them."""
 
 
 def dump(tree: Any) -> bytes:
@@ -35,7 +44,43 @@ def dump(tree: Any) -> bytes:
     """
     arrays: dict[str, Any] = {}
     plain = _flatten(tree, "tree", arrays)
-    return _save(arrays, {_KEY: json.dumps(plain)})
+    return b"".join(_chunks(arrays, {_KEY: json.dumps(plain)}))
+
+
+class Snapshot:
+    """A tree as it is at one moment, to be written while the original changes.
+
+    The memory of one snapshot is used again by the next: after the first, taking one is a copy and nothing else.
+
+    Examples
+    --------
+    >>> weights, snapshot = np.zeros(2), Snapshot()
+    >>> snapshot.take({"weights": weights})
+    >>> weights += 1
+    >>> load(b"".join(snapshot.chunks()))
+    {'weights': array([0., 0.])}
+    """
+
+    def __init__(self) -> None:
+        self._plain: Any = None
+        self._arrays: dict[str, Any] = {}
+
+    def take(self, tree: Any) -> None:
+        """Copy a tree in place of the one before.
+
+        Raises
+        ------
+        SpecError
+            As `dump`; then the snapshot is of no use until the next one is taken.
+        """
+        found: dict[str, Any] = {}
+        self._plain = _flatten(tree, "tree", found)
+        self._arrays = {path: _copied(array, self._arrays.get(path)) for path, array in found.items()}
+        _wait_for_copies(found)
+
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """Yield the bytes of the file that `dump` would return, piece by piece and without a copy."""
+        return _chunks(self._arrays, {_KEY: json.dumps(self._plain)})
 
 
 def load(data: bytes) -> Any:
@@ -62,14 +107,63 @@ def _metadata(data: bytes) -> dict[str, str]:
     return dict(metadata)
 
 
-def _save(arrays: dict[str, Any], metadata: dict[str, str]) -> bytes:
-    if any(not isinstance(array, np.ndarray) for array in arrays.values()):
-        import torch
-        from safetensors import torch as on_torch
+def _chunks(arrays: dict[str, Any], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
+    """Yield a safetensors file: the length of its header, the header, and the arrays, those of wide numbers first.
 
-        tensors = {name: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for name, a in arrays.items()}
-        return bytes(on_torch.save(tensors, metadata))
-    return bytes(on_numpy.save(arrays, metadata))
+    Written here and not by the package, which would first copy everything while no other thread can go on.
+    """
+    order = sorted(arrays, key=lambda path: (-arrays[path].dtype.itemsize, path))
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for path in order:
+        array, begin = arrays[path], end
+        end += array.nbytes
+        header[path] = {"dtype": _dtype_name(array, path), "shape": list(array.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the arrays lie where processors like them
+    yield len(text).to_bytes(8, "little")
+    yield text
+    for path in order:
+        yield _bytes_of(arrays[path])
+
+
+def _dtype_name(array: Any, path: str) -> str:
+    name = str(array.dtype).removeprefix("torch.")
+    if name not in _NAMES:
+        raise SpecError(f"{path} has the dtype {name}, which cannot be saved", fix="convert it to numbers first")
+    return _NAMES[name]
+
+
+def _bytes_of(array: Any) -> memoryview:
+    """Return the memory of an array, row by row."""
+    if not isinstance(array, np.ndarray):
+        import torch
+
+        array = array.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array.reshape(-1).view(np.uint8))
+
+
+def _copied(array: Any, buffer: Any) -> Any:
+    """Copy an array into a buffer where it fits in, else into a new one."""
+    fits = type(buffer) is type(array) and buffer.dtype == array.dtype and buffer.shape == array.shape
+    if isinstance(array, np.ndarray):
+        if not fits:
+            return array.copy()
+        np.copyto(buffer, array)
+        return buffer
+    import torch
+
+    if not fits:
+        buffer = torch.empty(array.shape, dtype=array.dtype, pin_memory=array.is_cuda)
+    return buffer.copy_(array, non_blocking=array.is_cuda)
+
+
+def _wait_for_copies(arrays: dict[str, Any]) -> None:
+    devices = {array.device for array in arrays.values() if not isinstance(array, np.ndarray) and array.is_cuda}
+    for device in devices:
+        import torch
+
+        torch.cuda.synchronize(device)
 
 
 def _load(data: bytes) -> dict[str, Any]:
@@ -84,7 +178,7 @@ def _flatten(value: Any, path: str, arrays: dict[str, Any]) -> Any:
     """Return the plain part of a value; arrays are put aside under their path."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        arrays[path] = value.detach().cpu().clone().contiguous()  # a clone: safetensors refuses shared memory
+        arrays[path] = value.detach()
         return {"tensor": path}
     if isinstance(value, np.ndarray) and value.dtype.kind in "UTO" and texts.is_text(value):
         arrays[path], arrays[f"{path}#ends"] = texts.pack(value)

@@ -73,9 +73,14 @@ Config = Annotated[dict[str, Any], BeforeValidator(_config)]
 class CheckpointPolicy(Spec):
     """When a checkpoint is written, and how many are kept."""
 
-    every: Seconds = 30.0
-    """The longest time between two checkpoints of the built-in loop. They come sooner, at most twice a second, where that
-    takes no more than a hundredth of the time."""
+    every: Seconds | None = None
+    """The longest time between two checkpoints of the built-in loop; None where it may be what costs least time.
+
+    That is chosen from what a checkpoint costs and how often the run is interrupted (`cloudai.training.cadence`), and at least
+    half a second."""
+    mtbf: Seconds | None = Field(default=None, gt=0)
+    """The mean time between failures, such as ``"1h"``, where you know it; else it is learnt from the run, beginning with a
+    day, or with an hour on machines that may be taken away."""
     keep: int = Field(default=2, ge=1)
     """How many are kept; the one before the last is there for when the last is damaged."""
 
@@ -93,10 +98,20 @@ class Loop(Spec):
     loss: Literal["cross_entropy", "mse", "l1", "bce_with_logits"] = "cross_entropy"
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes to zero at the end, or that it stays."""
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    """The share of all steps in which the learning rate rises to `lr`."""
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    max_grad_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Longer gradients are shortened to this 2-norm over all weights."""
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=32, ge=1)
     """Rows of one optimiser step, over all workers together."""
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Rows that go through the module at once, at most; gradients of several are added up. None for as many as fit."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """What the module computes in; its weights stay float32. ``"auto"`` is bfloat16 where the hardware is made for it."""
     validation: float = Field(default=0.1, ge=0, lt=1)
     """The share of rows held back to measure the model; drawn with the seed."""
     max_length: int | None = Field(default=None, ge=1)

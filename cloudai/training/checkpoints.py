@@ -6,12 +6,16 @@ reader would take for a checkpoint, on any store.
 
 A store that fails does not end the training: the checkpoint is left out with a warning, and the next one is tried.
 On an object store a checkpoint takes one request for each part, one for its manifest, and two to tidy up.
+
+Training stands still only while the state is copied: the copy goes to the store beside it (`Writer`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +23,7 @@ from cloudai.artifacts import trees
 from cloudai.artifacts.store import Store, canonical_json, sha256
 from cloudai.errors import CloudAIError, StoreError
 
-__all__ = ["Checkpoint", "Checkpoints"]
+__all__ = ["Checkpoint", "Checkpoints", "Writer"]
 
 log = logging.getLogger(__name__)
 _FOLDER = "checkpoints"
@@ -54,15 +58,15 @@ class Checkpoints:
         self._brief = store.patient(min(_BRIEF, store.patience))
         self._keep = keep
 
-    def write_part(self, step: int, rank: int, tree: Any) -> str:
+    def write_part(self, step: int, rank: int, part: trees.Snapshot) -> str:
         """Write one rank's part, and return its digest for `commit`; empty where the store does not take it."""
-        data = trees.dump(tree)
+        pieces = list(part.chunks())
         try:
-            self._brief.write(_part(step, rank), data)
+            self._brief.write(_part(step, rank), pieces)
         except StoreError as error:
             log.warning("the checkpoint of step %d is left out: %s", step, error.what)
             return ""
-        return sha256(data)
+        return sha256(pieces)
 
     def commit(self, step: int, digests: Sequence[str]) -> bool:
         """Make the parts a checkpoint, and remove what is no longer needed; returns whether there is a checkpoint now."""
@@ -123,6 +127,81 @@ class Checkpoints:
         old = [key for key in keys if _step_of(key) < oldest_kept]
         if old:
             self._brief.remove_files(old)
+
+
+class Writer:
+    """Writes checkpoints of one rank, one at a time, while the training goes on.
+
+    Parameters
+    ----------
+    checkpoints : Checkpoints
+        Those of the run.
+    rank : int
+        Whose parts are written.
+    commit : callable
+        Makes the parts of a step a checkpoint, in this writer's thread: takes the step and the digests of all ranks.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, rank: int, commit: Callable[[int, Sequence[str]], None]) -> None:
+        self._checkpoints, self._rank, self._commit = checkpoints, rank, commit
+        self._snapshot = trees.Snapshot()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="cloudai-checkpoint")
+        self._step = -1
+        self._part: Future[str] | None = None
+        self._committing: Future[None] | None = None
+        self.seconds = 0.0
+        """How long the last part was on its way."""
+
+    @property
+    def writing(self) -> bool:
+        """Whether a part of this rank is on its way."""
+        return self._part is not None and not self._part.done()
+
+    @property
+    def undecided(self) -> bool:
+        """Whether there is a part of which nobody has said yet that it counts."""
+        return self._part is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether the next checkpoint can begin."""
+        return self._part is None and (self._committing is None or self._committing.done())
+
+    def begin(self, step: int, tree: Any) -> None:
+        """Copy this rank's part of a checkpoint, and send it on its way; the one before must be settled.
+
+        Raises
+        ------
+        SpecError
+            If the tree holds something that cannot be saved.
+        """
+        self.wait()
+        self._snapshot.take(tree)
+        self._step = step
+        self._part = self._pool.submit(self._write, step)
+
+    def _write(self, step: int) -> str:
+        begin = time.monotonic()
+        digest = self._checkpoints.write_part(step, self._rank, self._snapshot)
+        self.seconds = time.monotonic() - begin
+        return digest
+
+    def digest(self) -> str:
+        """Wait for the part, and return its digest; empty where the store did not take it."""
+        assert self._part is not None
+        digest = self._part.result()
+        self._part = None
+        return digest
+
+    def settle(self, digests: Sequence[str]) -> None:
+        """Commit, beside the training, the parts of which these are the digests."""
+        self._committing = self._pool.submit(self._commit, self._step, digests)
+
+    def wait(self) -> None:
+        """Wait until what was settled is committed; what went wrong with that is raised here."""
+        if self._committing is not None:
+            self._committing.result()
+            self._committing = None
 
 
 def _step_of(key: str) -> int:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from cloudai.errors import DataError, SpecError
 from cloudai.specs.training import TrainSpec
 from cloudai.training import randomness
-from cloudai.training.checkpoints import Checkpoint, Checkpoints
+from cloudai.training.cadence import Cadence
+from cloudai.training.checkpoints import Checkpoint, Checkpoints, Writer
+from cloudai.training.devices import device_of
 
 __all__ = ["Context", "Group", "Solo", "Stopped"]
-
-_OVERHEAD = 0.01
-"""The share of a run's time that checkpoints may take, where they need not come more often than asked."""
-_SOONEST = 0.5  # seconds between two checkpoints, however cheap they are
 
 
 class Stopped(BaseException):
@@ -44,6 +44,14 @@ class Group(Protocol):
         """Return the module so that its gradients are averaged over the ranks."""
         ...
 
+    def state(self, module: Any, optimizer: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Return the states of a module and its optimiser, whole on rank 0; all ranks call it."""
+        ...
+
+    def load(self, module: Any, optimizer: Any, model_state: Mapping[str, Any], optimizer_state: Mapping[str, Any]) -> None:
+        """Put back what `state` returned on rank 0; all ranks call it, with all of it."""
+        ...
+
     def whole(self, module: Any) -> Any:
         """Return the module with all of its weights, on rank 0; all ranks call it."""
         ...
@@ -66,6 +74,15 @@ class Solo:
     def wrap(self, module: Any) -> Any:
         """Return the module itself."""
         return module
+
+    def state(self, module: Any, optimizer: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Return both states."""
+        return module.state_dict(), optimizer.state_dict()
+
+    def load(self, module: Any, optimizer: Any, model_state: Mapping[str, Any], optimizer_state: Mapping[str, Any]) -> None:
+        """Put both states back."""
+        module.load_state_dict(model_state)
+        optimizer.load_state_dict(optimizer_state)
 
     def whole(self, module: Any) -> Any:
         """Return the module itself."""
@@ -97,14 +114,29 @@ class Context:
     """Called before a checkpoint is committed: what was reported up to it must be written by then, for it is not done again.
     Where it says that it could not, there is no checkpoint."""
     on_checkpoint: Callable[[int], None] = lambda step: None
+    on_stall: Callable[[float], None] = lambda seconds: None
+    """Called with the seconds for which the training stood still for a checkpoint."""
     stop_reason: Callable[[], str] = lambda: ""
     """Says why the worker should end; empty while it should not."""
+    interruptions: int = 0
+    """How often the run was interrupted before."""
 
     def __post_init__(self) -> None:
+        self._device = device_of(self.spec, self.rank)
         self._found: Checkpoint | None = self.checkpoints.latest(self.rank)
         self._step = self._found.step if self._found else -1
-        self._saved_at = time.monotonic()
-        self._cost = 0.0
+        self._began = self._saved_at = time.monotonic()
+        self._worked = float(self._found.own.get("worked", 0.0)) if self._found and self._found.own else 0.0
+        self._writer = Writer(self.checkpoints, self.rank, self._commit)
+        policy = self.spec.checkpoint
+        self._cadence = Cadence(
+            longest=policy.every,
+            mtbf=policy.mtbf,
+            spot=self.spec.spot_policy == "spot",
+            failures=self.interruptions,
+            worked=self._worked,
+        )
+        self._next = self._choose_next()
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -134,6 +166,17 @@ class Context:
     def wrap(self, module: Any) -> Any:
         """Return the module so that its gradients are averaged over the workers; itself where there is one."""
         return self.group.wrap(module)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this worker computes: its GPU where the run asked for one, else the processor."""
+        return self._device
+
+    def accumulating(self, module: Any, *, last: bool) -> contextlib.AbstractContextManager[object]:
+        """Return the context for one of several parts of a step: of a wrapped module, gradients are averaged with the last."""
+        if last or not hasattr(module, "no_sync"):
+            return contextlib.nullcontext()
+        return module.no_sync()  # type: ignore[no-any-return]
 
     def restore(self, **parts: Any) -> dict[str, Any]:
         """Put the last checkpoint back into modules and optimisers.
@@ -194,24 +237,62 @@ class Context:
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint; the same on all ranks."""
-        interval = min(self.spec.checkpoint.every, max(_SOONEST, self._cost / _OVERHEAD))
         told = bool(self.stop_reason())
-        return self.group.any(told or time.monotonic() - self._saved_at >= interval)
+        if self._writer.undecided and not self._decide():
+            return self.group.any(told)
+        return self.group.any(told or (time.monotonic() >= self._next and self._writer.idle))
+
+    def _choose_next(self) -> float:
+        """Return when the next checkpoint is due."""
+        self._cadence.learn(writing=self._writer.seconds)
+        return self._saved_at + self._cadence.interval(time.monotonic() - self._began)
 
     def save(self, step: int, checkpoint: Mapping[str, Any], own: Any = None) -> None:
-        """Write a checkpoint: rank 0 the shared part, every rank its random states and `own`."""
+        """Begin a checkpoint: rank 0 the shared part, every rank its random states and `own`.
+
+        Training stands still while they are copied, and until the checkpoint before has been written.
+        """
         begin = time.monotonic()
+        self.settle()
+        ready = time.monotonic()
         shared = {name: _state(part) for name, part in checkpoint.items()} if self.rank == 0 else None
-        tree = {"shared": shared, "own": {"random": randomness.snapshot(), "rest": own}}
-        digests = self.group.gather(self.checkpoints.write_part(step, self.rank, tree))
-        if self.rank == 0 and self.before_checkpoint() and self.checkpoints.commit(step, digests):
-            self.on_checkpoint(step)
+        worked = self._worked + ready - self._began
+        tree = {"shared": shared, "own": {"random": randomness.snapshot(), "rest": own, "worked": worked}}
+        self._writer.begin(step, tree)
         self._saved_at = time.monotonic()
-        self._cost = self._saved_at - begin
+        self._cadence.learn(stall=self._saved_at - ready)
+        self._next = self._choose_next()
+        self.on_stall(self._saved_at - begin)
+
+    def settle(self) -> None:
+        """Wait until the checkpoint that was begun last counts, or was left out."""
+        begin = time.monotonic()
+        if self._writer.undecided:
+            self._gather()
+        self._writer.wait()
+        self.on_stall(time.monotonic() - begin)
+
+    def _decide(self) -> bool:
+        """Let the last checkpoint count if all ranks have written their part of it; returns whether they have."""
+        if self.group.any(self._writer.writing):
+            return False
+        self._gather()
+        return True
+
+    def _gather(self) -> None:
+        digests = self.group.gather(self._writer.digest())
+        self._next = self._choose_next()  # now it is known how long the writing takes
+        if self.rank == 0:
+            self._writer.settle(digests)
+
+    def _commit(self, step: int, digests: Sequence[str]) -> None:
+        if self.before_checkpoint() and self.checkpoints.commit(step, digests):
+            self.on_checkpoint(step)
 
     def stop_if_told(self) -> None:
         """End the worker, at a moment when nothing is half done, if it was told to stop."""
         if self.group.any(bool(self.stop_reason())):
+            self.settle()
             raise Stopped(self.stop_reason() or "another worker was told to stop")
 
 

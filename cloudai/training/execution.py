@@ -30,7 +30,7 @@ from cloudai.statistics.profiles import Profile
 from cloudai.tracking import Row, TrackedModel
 from cloudai.tracking.background import BackgroundTracker
 from cloudai.tracking.registry import NONE
-from cloudai.training import loop, randomness
+from cloudai.training import examples, loop, randomness
 from cloudai.training.checkpoints import Checkpoints
 from cloudai.training.context import Context, Group, Stopped
 from cloudai.training.data import TrainingData, read_source
@@ -112,6 +112,7 @@ class _Worker:
             before_checkpoint=self._flush,
             on_checkpoint=self._saved,
             stop_reason=stop_reason,
+            interruptions=attempt - 1,
         )
         if self.journal is not None and self.context.resumed_from is not None:
             self.journal.update(resumed_from=self.context.resumed_from, step=self.context.resumed_from)
@@ -120,6 +121,7 @@ class _Worker:
         """Do the work; an error in it is written down with the user's frames."""
         try:
             module, metrics = self._work()
+            self.context.settle()
             model = self._save(module, metrics) if module is not None and self.group.rank == 0 else None
         except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the user's code raises is reported
             if _lost_peer(error):
@@ -206,8 +208,8 @@ class _Worker:
         codes, labels = class_codes(self.context.data["targets"], self.spec.work.labels)
         self._classifier, self._base = fine_tuning.first_weights(self.files, labels, self.group.rank)
         module = Logits(self._classifier.model)
-        rows = fine_tuning.TokenRows(self._classifier, self.context.data["inputs"])
-        return module, loop.fit(module, self.context, rows, codes)
+        rows = fine_tuning.TokenRows(self._classifier, self.context.data["inputs"], codes)
+        return module, loop.fit(module, self.context, rows)
 
     def _stored(self, key: str) -> bytes:
         """Read a file that is named by its own digest."""
@@ -246,7 +248,7 @@ class _Worker:
     def _profile(self, inputs: Mapping[str, np.ndarray], signature: Signature) -> bytes:
         """Profile the rows that were trained on."""
         validation = self.spec.loop.validation if self.spec.work.kind in _BUILT_IN else 0.0
-        held = loop.split(len(next(iter(inputs.values()))), validation, self.spec.seed)
+        held = examples.split(len(next(iter(inputs.values()))), validation, self.spec.seed)
         trained = {name: array[held.train.numpy()] for name, array in inputs.items()}
         return Profile.of(named_columns(trained, signature, self.spec.work.features)).to_bytes()
 

@@ -17,6 +17,7 @@ from cloudai.errors import DataError, IntegrityError
 from cloudai.specs.training import TrainSpec
 from cloudai.training import randomness
 from cloudai.training.job import RunFiles
+from cloudai.training.parts import longest_first
 
 __all__ = ["TokenRows", "first_weights"]
 
@@ -82,26 +83,50 @@ def _digest(folder: Path) -> str:
 
 
 class TokenRows:
-    """Texts as the loop sees them: tokenised once, padded batch by batch.
+    """Labelled texts as the loop sees them: tokenised once, padded part by part.
 
     Parameters
     ----------
     texts : array of str, shape (n,)
         Cut off at the tokenizer's ``model_max_length``.
+    codes : int64[n]
+        Their classes.
     """
 
     at_once = 64
     """How many rows are measured together."""
 
-    def __init__(self, classifier: Classifier, texts: np.ndarray) -> None:
+    def __init__(self, classifier: Classifier, texts: np.ndarray, codes: np.ndarray) -> None:
         if texts.dtype.kind != "O":
             raise DataError("the inputs are no texts", fix="give texts as data=, or train a module on numbers")
         self._classifier = classifier
         self._tokens = classifier.tokens(texts.tolist())
+        self._codes = torch.from_numpy(codes)
+        self.lengths = np.array([len(tokens) for tokens in self._tokens])
 
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the tokens of some rows and their mask, int64[n, longest]."""
-        return self._classifier.padded([self._tokens[row] for row in rows.tolist()])
+    def weight(self, rows: torch.Tensor) -> float:
+        """Return how many texts there are."""
+        return float(len(rows))
+
+    def loss(self, module: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
+        """Return the summed loss of some texts."""
+        return self._summed(self._scores(module, rows), rows)
+
+    def measure(self, module: torch.nn.Module, rows: torch.Tensor) -> dict[str, float]:
+        """Return the mean loss, and the share of texts whose class is right."""
+        ordered = longest_first(rows, self.lengths)
+        scores = torch.cat([self._scores(module, part) for part in torch.split(ordered, self.at_once)])
+        right = (scores.argmax(dim=1).cpu() == self._codes[ordered]).float().mean()
+        return {"val_loss": float(self._summed(scores, ordered)) / self.weight(rows), "val_accuracy": float(right)}
+
+    def _scores(self, module: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
+        device = next(module.parameters()).device
+        tokens = self._classifier.padded([self._tokens[row] for row in rows.tolist()])
+        scores: torch.Tensor = module(*(part.to(device) for part in tokens))
+        return scores.float()
+
+    def _summed(self, scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(scores, self._codes[rows].to(scores.device), reduction="sum")

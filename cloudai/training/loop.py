@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 import torch
 
 from cloudai.errors import DataError
 from cloudai.specs.training import Loop
+from cloudai.training import randomness
 from cloudai.training.context import Context
+from cloudai.training.devices import computing
+from cloudai.training.examples import Examples, Supervised, split
+from cloudai.training.parts import longest_first, parts_of
 
-__all__ = ["batches_of", "fit", "split"]
+__all__ = ["batches_of", "fit", "rate_at"]
+
+log = logging.getLogger(__name__)
 
 _CURVE = 200
 """A run reports about this many points of its loss."""
-
-LOSSES: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "cross_entropy": torch.nn.functional.cross_entropy,
-    "mse": torch.nn.functional.mse_loss,
-    "l1": torch.nn.functional.l1_loss,
-    "bce_with_logits": torch.nn.functional.binary_cross_entropy_with_logits,
-}
-
-
-@dataclass(frozen=True)
-class Split:
-    """Which rows train and which measure."""
-
-    train: torch.Tensor
-    validation: torch.Tensor
-
-
-def split(rows: int, share: float, seed: int) -> Split:
-    """Draw the rows held back, the same for every rank and attempt."""
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-    held = int(rows * share)
-    return Split(order[held:].sort().values, order[:held].sort().values)
 
 
 def batches_of(rows: int, batch_size: int, world_size: int) -> int:
@@ -50,70 +34,55 @@ def batches_of(rows: int, batch_size: int, world_size: int) -> int:
     return max(1, whole + (rest >= 2 * world_size))
 
 
-class Rows(Protocol):
-    """Inputs as the loop takes them."""
+def rate_at(step: int, steps: int, loop: Loop) -> float:
+    """Return the learning rate of a step, from 0, of so many; it follows from the step alone, so no checkpoint needs it.
 
-    at_once: int
-    """How many rows are measured together."""
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-        ...
-
-    def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return what the module takes for these rows, which depends on nothing else."""
-        ...
-
-
-class _Arrays:
-    """An array of inputs, row by row."""
-
-    at_once = 1024
-
-    def __init__(self, inputs: np.ndarray) -> None:
-        self._tensor = torch.from_numpy(np.ascontiguousarray(inputs))
-
-    def __len__(self) -> int:
-        return len(self._tensor)
-
-    def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (self._tensor[rows],)
+    Examples
+    --------
+    >>> loop = Loop.of(lr=1.0, lr_schedule="linear", warmup=0.2)
+    >>> [round(rate_at(step, 10, loop), 3) for step in range(10)]
+    [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
+    """
+    rising = math.ceil(steps * loop.warmup)
+    if step < rising:
+        return loop.lr * (step + 1) / rising
+    if loop.lr_schedule == "constant":
+        return loop.lr
+    done = (step - rising) / max(1, steps - rising)
+    return loop.lr * (1 - done if loop.lr_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def fit(
-    module: torch.nn.Module, context: Context, inputs: Rows | None = None, targets: np.ndarray | None = None
-) -> dict[str, float]:
+def fit(module: torch.nn.Module, context: Context, examples: Examples | None = None) -> dict[str, float]:
     """Train `module` and return its final metrics.
 
     Parameters
     ----------
-    inputs : Rows, optional
-        By default those of ``context.data``.
-    targets : ndarray, optional
-        By default those of ``context.data``.
+    examples : Examples, optional
+        By default the arrays of ``context.data``, with the loss that the spec names.
 
     Notes
     -----
     Every source of chance is either drawn from the seed (the split, the order of each epoch) or part of the checkpoint
     (random states, the optimiser, buffers of each rank), so an interrupted run ends with the same weights.
     """
-    return _Fit(module, context, inputs, targets).run()
+    return _Fit(module, context, examples).run()
 
 
 class _Fit:
-    def __init__(
-        self, module: torch.nn.Module, context: Context, inputs: Rows | None = None, targets: np.ndarray | None = None
-    ) -> None:
-        assert context.data is not None
-        self.context, self.module, self.loop = context, module, context.spec.loop
-        self.inputs = _Arrays(context.data["inputs"]) if inputs is None else inputs
-        self.targets = _targets(context.data["targets"] if targets is None else targets, self.loop)
-        self.rows = split(len(self.inputs), self.loop.validation, context.seed)
+    def __init__(self, module: torch.nn.Module, context: Context, examples: Examples | None = None) -> None:
+        self.context, self.loop, self.device = context, context.spec.loop, context.device
+        self.module = module.to(self.device)
+        self.examples = _arrays(context) if examples is None else examples
+        self.lengths = self.examples.lengths
+        self.rows = split(len(self.examples), self.loop.validation, context.seed)
         self.wrapped = context.wrap(module)
         self.optimizer = _optimizer(module, self.loop)
-        self.loss = LOSSES[self.loop.loss]
         self.batches = batches_of(len(self.rows.train), self.loop.batch_size, context.spec.scaling.largest)
-        self.epoch, self.batch, self.total, self.seen = 0, 0, 0.0, 0
+        self.steps = self.loop.epochs * self.batches
+        self.scheduled = self.loop.lr_schedule != "constant" or self.loop.warmup > 0
+        self.most = self.loop.micro_batch
+        self.epoch, self.batch, self.seen = 0, 0, 0.0
+        self.total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.final: dict[str, float] = {}
 
     @property
@@ -129,13 +98,13 @@ class _Fit:
 
     def _epoch(self) -> None:
         order = self._order()
-        every = max(1, self.loop.epochs * self.batches // _CURVE)
+        every = max(1, self.steps // _CURVE)
         self.wrapped.train()
         while self.batch < self.batches:
-            loss = self._step(order)
+            loss = self._step(self._rows_of_step(order))
             self.batch += 1
             if self.step % every == 0 or self.step == 1:
-                self.context.report({"loss": loss}, step=self.step)
+                self.context.report({"loss": float(loss)}, step=self.step)
             if self.batch < self.batches and self.context.due():
                 self._save()
                 self.context.stop_if_told()
@@ -146,29 +115,78 @@ class _Fit:
         generator = torch.Generator().manual_seed(self.context.seed * 1_000_003 + self.epoch)
         return self.rows.train[torch.randperm(len(self.rows.train), generator=generator)]
 
-    def _step(self, order: torch.Tensor) -> float:
+    def _rows_of_step(self, order: torch.Tensor) -> torch.Tensor:
         begin = self.batch * self.loop.batch_size
         is_last = self.batch == self.batches - 1
-        rows = self._share(order[begin:] if is_last else order[begin : begin + self.loop.batch_size])
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(_squeezed(self.wrapped(*self.inputs.batch(rows)), self.loop), self.targets[rows])
-        loss.backward()  # type: ignore[no-untyped-call]
+        return order[begin:] if is_last else order[begin : begin + self.loop.batch_size]
+
+    def _step(self, rows: torch.Tensor) -> torch.Tensor:
+        """Take one step over rows of all ranks, and return the mean loss of this rank's."""
+        mine = self._share(longest_first(rows, self.lengths))
+        weight = self.examples.weight(mine)
+        loss = self._gradients(mine, self.examples.weight(rows))
+        if self.loop.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.loop.max_grad_norm)
+        if self.scheduled:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate_at(self.step, self.steps, self.loop)
         self.optimizer.step()
-        value = float(loss.detach())
-        self.total += value * len(rows)
-        self.seen += len(rows)
-        return value
+        self.total += loss
+        self.seen += weight
+        return loss / weight
 
     def _share(self, rows: torch.Tensor) -> torch.Tensor:
         """Return this rank's rows of a batch; a last batch is cut so that all ranks have equally many."""
         world = self.context.world_size
+        if world == 1:
+            return rows
         usable = len(rows) - len(rows) % world if len(rows) >= world else 0
         return rows[:usable][self.context.rank :: world] if usable else rows[:1]
 
+    def _gradients(self, rows: torch.Tensor, weight: float) -> torch.Tensor:
+        """Put the gradient of this rank's rows into the weights, and return their summed loss.
+
+        Where memory runs out, it is done again in smaller parts.
+        """
+        while True:
+            states = randomness.of_torch(self.device)
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                return self._in_parts(rows, weight)
+            except torch.OutOfMemoryError as error:
+                self._take_less(len(rows), error)
+            randomness.restore_torch(states, self.device)
+
+    def _in_parts(self, rows: torch.Tensor, weight: float) -> torch.Tensor:
+        parts = parts_of(rows, self.lengths, self.most, self.device.type)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for part in parts:
+            # gradients are averaged over the ranks, with the last part
+            with self.context.accumulating(self.wrapped, last=part is parts[-1]):
+                with computing(self.loop.precision, self.device):
+                    loss = self.examples.loss(self.wrapped, part)
+                (loss * (self.context.world_size / weight)).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def _take_less(self, rows: int, error: torch.OutOfMemoryError) -> None:
+        now = min(self.most or rows, rows)
+        if now == 1 or self.context.world_size > 1:  # other ranks would wait for ever for gradients of the parts that are left
+            fix = (
+                f"pass micro_batch={max(1, now // 2)}"
+                if now > 1
+                else "take a smaller model or shorter rows, or a larger device"
+            )
+            raise DataError(f"{now} rows at once do not fit into memory: {error}", fix=fix) from error
+        self.most = now // 2
+        torch.cuda.empty_cache()
+        log.warning("%d rows at once do not fit into memory; going on with %d", now, self.most)
+
     def _end_of_epoch(self) -> None:
-        metrics = {"epoch_loss": self.total / max(1, self.seen), **self._measure()}
+        metrics = {"epoch_loss": float(self.total) / max(1.0, self.seen), **self._measure()}
         step = self.step
-        self.epoch, self.batch, self.total, self.seen = self.epoch + 1, 0, 0.0, 0
+        self.epoch, self.batch, self.seen = self.epoch + 1, 0, 0.0
+        self.total.zero_()
         self.final = metrics
         self.context.report({"epoch": self.epoch, **metrics}, step=step)
         if self.context.due() or self.epoch == self.loop.epochs:
@@ -177,54 +195,44 @@ class _Fit:
 
     def _measure(self) -> dict[str, float]:
         """Measure on the rows held back."""
-        rows = self.rows.validation
-        if not len(rows):
+        if not len(self.rows.validation):
             return {}
         self.module.eval()
-        with torch.no_grad():
-            parts = torch.split(rows, self.inputs.at_once)
-            outputs = torch.cat([_squeezed(self.module(*self.inputs.batch(part)), self.loop) for part in parts])
-        targets = self.targets[rows]
-        measured = {"val_loss": float(self.loss(outputs, targets))}
-        if self.loop.loss == "cross_entropy":
-            measured["val_accuracy"] = float((outputs.argmax(dim=1) == targets).float().mean())
-        return measured
+        with torch.no_grad(), computing(self.loop.precision, self.device):
+            return dict(self.examples.measure(self.module, self.rows.validation))
 
     def _save(self) -> None:
-        progress = {"epoch": self.epoch, "batch": self.batch, "total": self.total, "seen": self.seen, "final": self.final}
-        own = {"buffers": dict(self.module.named_buffers()), "total": self.total, "seen": self.seen}
-        state = {"model": self.module, "optimizer": self.optimizer, "progress": progress}
+        total = float(self.total)
+        progress = {"epoch": self.epoch, "batch": self.batch, "total": total, "seen": self.seen, "final": self.final}
+        progress["most"] = self.most  # in other parts, another dropout would be drawn
+        own = {"buffers": dict(self.module.named_buffers()), "total": total, "seen": self.seen}
+        model, optimizer = self.context.group.state(self.module, self.optimizer)
+        state = {"model": model, "optimizer": optimizer, "progress": progress}
         self.context.save(self.step, state, own)
 
     def _restore(self) -> None:
-        saved = self.context.restore(model=self.module, optimizer=self.optimizer)
+        saved = self.context.restore()
         if not saved:
             return
+        self.context.group.load(self.module, self.optimizer, saved["model"], saved["optimizer"])
         progress = saved["progress"]
-        self.epoch, self.batch, self.final = progress["epoch"], progress["batch"], progress["final"]
+        self.epoch, self.batch, self.final, self.most = (progress[name] for name in ("epoch", "batch", "final", "most"))
         own: Any = self.context.own or progress
-        self.total, self.seen = own["total"], own["seen"]
+        self.seen = own["seen"]
+        self.total.fill_(own["total"])
         with torch.no_grad():  # ranks may differ in their buffers, such as running means
             for name, buffer in self.module.named_buffers():
                 if name in own.get("buffers", {}):
                     buffer.copy_(own["buffers"][name])
 
 
-def _targets(array: np.ndarray, loop: Loop) -> torch.Tensor:
-    targets = torch.from_numpy(np.ascontiguousarray(array))
-    if loop.loss != "cross_entropy":
-        return targets.to(torch.float32)
-    if targets.is_floating_point():
-        raise DataError("cross_entropy needs classes, the targets are floating point", fix="give integers, or loss='mse'")
-    return targets.to(torch.int64)
-
-
-def _squeezed(outputs: torch.Tensor, loop: Loop) -> torch.Tensor:
-    """Return outputs of shape [n, 1] as [n] where the loss compares value by value."""
-    return outputs.squeeze(1) if loop.loss != "cross_entropy" and outputs.ndim == 2 and outputs.shape[1] == 1 else outputs
+def _arrays(context: Context) -> Supervised:
+    assert context.data is not None
+    return Supervised(context.data["inputs"], context.data["targets"], context.spec.loop.loss, context.device)
 
 
 def _optimizer(module: torch.nn.Module, loop: Loop) -> torch.optim.Optimizer:
     kinds: Mapping[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    optimizer: torch.optim.Optimizer = kinds[loop.optimizer](module.parameters(), lr=loop.lr, weight_decay=loop.weight_decay)
-    return optimizer
+    weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    fused = all(parameter.is_floating_point() for parameter in weights)  # all weights in one pass over memory
+    return kinds[loop.optimizer](weights, lr=loop.lr, weight_decay=loop.weight_decay, fused=fused)  # type: ignore[no-any-return]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["restore", "seed_all", "snapshot"]
+__all__ = ["of_torch", "restore", "restore_torch", "seed_all", "snapshot"]
 
 
 def seed_all(seed: int, rank: int) -> None:
@@ -38,3 +38,16 @@ def restore(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def of_torch(device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Return the states that a forward pass on a device changes."""
+    on_device = (torch.cuda.get_rng_state(device),) if device.type == "cuda" else ()
+    return (torch.get_rng_state(), *on_device)
+
+
+def restore_torch(states: tuple[torch.Tensor, ...], device: torch.device) -> None:
+    """Put back what `of_torch` returned."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cloudai.artifacts.store import Store
+from cloudai.artifacts.trees import Snapshot
 from cloudai.training.checkpoints import Checkpoints
 
 
@@ -13,9 +14,14 @@ def store(tmp_path):
     return Store(str(tmp_path))
 
 
+def part(step, rank):
+    snapshot = Snapshot()
+    snapshot.take({"shared": {"step": step} if rank == 0 else None, "own": rank})
+    return snapshot
+
+
 def save(checkpoints, step, ranks=1):
-    digests = [checkpoints.write_part(step, r, {"shared": {"step": step} if r == 0 else None, "own": r}) for r in range(ranks)]
-    checkpoints.commit(step, digests)
+    checkpoints.commit(step, [checkpoints.write_part(step, rank, part(step, rank)) for rank in range(ranks)])
 
 
 def test_the_newest_comes_back(store):
@@ -44,7 +50,7 @@ def test_only_the_last_are_kept(store):
 def test_one_that_was_never_committed_does_not_count_and_goes_away(store):
     checkpoints = Checkpoints(store, keep=2)
     save(checkpoints, 1)
-    checkpoints.write_part(2, 0, {"shared": {}, "own": None})
+    checkpoints.write_part(2, 0, part(2, 0))
     assert checkpoints.latest().step == 1
     save(checkpoints, 3)
     save(checkpoints, 4)
@@ -56,14 +62,14 @@ def test_a_damaged_one_falls_back_to_the_one_before(store, damage, caplog):
     checkpoints = Checkpoints(store, keep=2)
     save(checkpoints, 1)
     save(checkpoints, 2)
-    part, manifest = "checkpoints/step-000000000002/rank-0.safetensors", "checkpoints/step-000000000002/manifest.json"
-    data = store.read(part)
+    damaged, manifest = "checkpoints/step-000000000002/rank-0.safetensors", "checkpoints/step-000000000002/manifest.json"
+    data = store.read(damaged)
     if damage == "cut":
-        store.write(part, data[: len(data) // 2])
+        store.write(damaged, data[: len(data) // 2])
     elif damage == "flip":
-        store.write(part, data[:-1] + bytes([data[-1] ^ 1]))
+        store.write(damaged, data[:-1] + bytes([data[-1] ^ 1]))
     elif damage == "missing part":
-        store.remove(part)
+        store.remove(damaged)
     else:
         store.write(manifest, b'{"step": 2')
     assert checkpoints.latest().step == 1

@@ -17,7 +17,6 @@ from cloudai import errors
 from cloudai.artifacts.model import Model
 from cloudai.artifacts.store import Store
 from cloudai.specs.training import CheckpointPolicy, Loop, TrainSpec
-from cloudai.training import context as contexts
 from cloudai.training import fine_tuning
 from cloudai.training.context import Solo
 from cloudai.training.execution import FAILED, STOPPED, SUCCEEDED, execute
@@ -72,9 +71,7 @@ def test_a_folder_learns_and_its_model_says_names(home, tmp_path, folder):
 
 
 @pytest.mark.parametrize("stop_after", [3, 11, 23])
-def test_interrupted_anywhere_it_ends_with_the_same_weights(home, tmp_path, folder, monkeypatch, stop_after):
-    monkeypatch.setattr(contexts, "_SOONEST", 0.0)
-    monkeypatch.setattr(contexts, "_OVERHEAD", 1e9)
+def test_interrupted_anywhere_it_ends_with_the_same_weights(home, tmp_path, folder, stop_after):
     calm = asked_for(tmp_path / "store", str(folder), DATA, name="calm")
     assert attempt(calm) == SUCCEEDED
     torch.manual_seed(99)
@@ -137,14 +134,17 @@ def test_a_name_that_cannot_be_had_is_a_two_line_error(home, tmp_path, monkeypat
     assert error["frames"] == ""
 
 
-def test_batches_are_padded_by_what_is_in_them_alone(home, folder):
-    from cloudai.artifacts.text_models import load_folder
+def test_texts_of_unlike_length_are_computed_apart_and_give_the_same_loss(home, folder):
+    from cloudai.artifacts.text_models import Logits, load_folder
 
-    rows = fine_tuning.TokenRows(load_folder(folder), np.array(["good", "a good film", ""], dtype=object))
-    ids, mask = rows.batch(torch.tensor([0, 2]))
-    assert ids.shape == mask.shape == (2, 3)
-    assert mask.tolist() == [[1, 1, 1], [1, 1, 0]]
-    assert rows.batch(torch.tensor([1]))[0].shape == (1, 5)
+    classifier = load_folder(folder)
+    texts = np.array(["good", "a good film " * 10, "", "bad"], dtype=object)
+    rows = fine_tuning.TokenRows(classifier, texts, np.array([1, 1, 0, 0]))
+    module = Logits(classifier.model).eval()
+    assert rows.lengths.tolist() == [3, 16, 2, 3], "cut off at what the model takes"
+    together = rows.loss(module, torch.arange(4))
+    apart = sum(rows.loss(module, torch.tensor([row])) for row in range(4))
+    assert torch.allclose(together, apart, atol=1e-4), "padding counts for nothing"
 
 
 def test_the_call_does_not_import_transformers(home, tmp_path, folder):

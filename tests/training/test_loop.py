@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cloudai.artifacts.store import Store
 from cloudai.errors import DataError, SpecError
 from cloudai.specs.training import Loop, TrainSpec, Work
-from cloudai.training import loop, randomness
+from cloudai.training import examples, loop, randomness
 from cloudai.training.checkpoints import Checkpoints
 from cloudai.training.context import Context, Stopped
 
@@ -87,11 +87,11 @@ def test_any_interruptions_end_in_the_same_bits(undisturbed, tmp_path_factory, s
 
 
 def test_the_rows_held_back_are_never_trained_on():
-    parts = loop.split(100, 0.2, seed=3)
+    parts = examples.split(100, 0.2, seed=3)
     assert len(parts.validation) == 20
     assert not set(parts.train.tolist()) & set(parts.validation.tolist())
-    assert torch.equal(parts.train, loop.split(100, 0.2, seed=3).train)
-    assert not torch.equal(parts.train, loop.split(100, 0.2, seed=4).train)
+    assert torch.equal(parts.train, examples.split(100, 0.2, seed=3).train)
+    assert not torch.equal(parts.train, examples.split(100, 0.2, seed=4).train)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +161,7 @@ def test_a_context_reports_and_restores(tmp_path):
     assert context.restore(module=module) == {}
     context.report({"loss": torch.tensor(0.5), "n": np.float32(3)}, checkpoint={"module": module, "epoch": 4})
     drawn = torch.rand(1)
+    context.settle()
     other = torch.nn.Linear(2, 2)
     back = Context(what, None, checkpoints)
     assert back.restore(module=other) == {"epoch": 4}

@@ -1,0 +1,58 @@
+"""Where a worker computes, and how precisely."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import torch
+
+from cloudai.errors import PlacementError
+from cloudai.specs.training import TrainSpec
+
+__all__ = ["computing", "device_of", "uses_bfloat16"]
+
+_MADE_FOR_BFLOAT16 = ("amx_bf16", "avx512_bf16")
+"""Of Linux' names for what a processor can do."""
+
+
+def device_of(spec: TrainSpec, rank: int = 0) -> torch.device:
+    """Return where this worker computes: its GPU where the run asked for one, else the processor.
+
+    Raises
+    ------
+    PlacementError
+        If the run asked for a GPU and torch finds none.
+    """
+    if not spec.resources.gpus:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        fix = "install torch for this GPU (https://pytorch.org/get-started/locally), or ask for gpus=0"
+        raise PlacementError("the run asks for a GPU, and torch finds none here", fix=fix)
+    # a rank of Ray sees its own GPU alone; several of them may also share the view of all
+    return torch.device("cuda", rank % torch.cuda.device_count())
+
+
+def uses_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether a module computes in bfloat16: as asked for, or where the hardware is made for it."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return all(flag in _processor_flags() for flag in _MADE_FOR_BFLOAT16)
+
+
+def _processor_flags() -> frozenset[str]:
+    """Return what the processor can do; nothing where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return next((frozenset(line.split(":")[1].split()) for line in lines if line.startswith("flags")), frozenset())
+
+
+def computing(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Return the context in which a module computes."""
+    if not uses_bfloat16(precision, device):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -1,0 +1,49 @@
+"""A step in parts: each row once, as many as allowed, and no dearer than any other way to divide them."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloudai.training import parts
+from cloudai.training.parts import longest_first, parts_of
+
+LENGTHS = st.lists(st.integers(1, 600), min_size=1, max_size=9)
+
+
+def cost(found, lengths):
+    return sum(32 + len(part) * lengths[part.numpy()].max() for part in found)
+
+
+@given(LENGTHS, st.none() | st.integers(1, 4))
+def test_no_other_division_costs_less(lengths, most):
+    lengths = np.array(lengths)
+    rows = longest_first(torch.arange(len(lengths)), lengths)
+    found = parts_of(rows, lengths, most)
+    assert torch.equal(torch.cat(found), rows)
+    assert max(map(len, found)) <= (most or len(rows))
+    for cuts in itertools.product((False, True), repeat=len(rows) - 1):
+        bounds = [0, *(place + 1 for place, cut in enumerate(cuts) if cut), len(rows)]
+        other = [rows[begin:end] for begin, end in itertools.pairwise(bounds)]
+        if max(map(len, other)) <= (most or len(rows)):
+            assert cost(found, lengths) <= cost(other, lengths)
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(None, [5]), (2, [2, 2, 1]), (9, [5])])
+def test_rows_without_lengths_stay_in_order(most, sizes):
+    rows = torch.tensor([4, 2, 9, 0, 1])
+    assert torch.equal(longest_first(rows, None), rows)
+    assert [len(part) for part in parts_of(rows, None, most)] == sizes
+    assert torch.equal(torch.cat(parts_of(rows, None, most)), rows)
+
+
+def test_a_gpu_computes_more_at_once():
+    lengths = np.array([500, 10, 480, 12])
+    rows = longest_first(torch.arange(4), lengths)
+    assert len(parts_of(rows, lengths, None, "cpu")) > len(parts_of(rows, lengths, None, "cuda"))
+    assert parts._CALL["cpu"] < parts._CALL["cuda"]
