@@ -333,7 +333,7 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
     )
     refuse_secrets(spec.config, "config")
     _refuse_spot(spec)
-    _refuse_here_only(spec)
+    _refuse_here_only(spec, now)
     prepared = prepare(work, data, loop)
     _refuse_scaling(spec.scaling, loop, prepared.work)
     if prepared.work.source is not None and not registry.train_driver(spec.on).capabilities.here:
@@ -369,8 +369,11 @@ def _refuse_scaling(scaling: ScalingPolicy, loop: Loop, work: Work) -> None:
         raise SpecError("strategy='fsdp' holds for modules that the built-in loop trains", fix="pass a module, or use 'ddp'")
 
 
-def _refuse_here_only(spec: TrainSpec) -> None:
-    """Raise `StoreError` where a worker could not reach the store, which is a folder of this machine."""
+def _refuse_here_only(spec: TrainSpec, now: settings.Settings) -> None:
+    """Raise where no cluster is set, and `StoreError` where a worker could not reach the store, a folder of this machine."""
+    if spec.on == "ray" and not now.ray_address:
+        fix = "set ray_address to its dashboard, such as http://127.0.0.1:8265 (CLOUDAI_RAY_ADDRESS)"
+        raise SpecError("no Ray cluster is set", fix=fix)
     if registry.train_driver(spec.on).capabilities.elsewhere and is_local(spec.store):
         fix = "set the store to one that both can reach, such as s3://bucket/cloudai (CLOUDAI_STORE)"
         raise StoreError(f"workers on {spec.on!r} run on other machines and cannot reach the store {spec.store}", fix=fix)

@@ -33,7 +33,7 @@ from cloudai.drivers.ray.launch import ENVIRONMENT, packed
 from cloudai.drivers.ray.package import package
 from cloudai.errors import CloudAIError, DriverError, NotFoundError, PlacementError
 
-__all__ = ["RayDriver", "is_here", "job_status", "versions_differ"]
+__all__ = ["RayDriver", "is_here", "job_request", "job_status", "submission_of", "versions_differ"]
 
 _OLDEST_RAY = (2, 54)
 _GRACE = "30"
@@ -109,14 +109,14 @@ class RayDriver:
 
     def submit(self, job: Job, offer: Offer, *, key: str) -> JobId:
         """Give the job to the cluster, which keeps one of each key."""
-        api, submission = self._api, _submission(key)
+        api, submission = self._api, submission_of(key)
         if api.get(job_path(submission)).ok:
             return JobId(key)
         if not offer.available:
             raise PlacementError(f"{offer.place!r} cannot be had: {offer.why_not}", fix="ask for offers again")
         self._check_versions(api)
         _bring_package(api)
-        answer = api.post("/api/jobs/", _request(job, submission))
+        answer = api.post("/api/jobs/", job_request(job, submission))
         if not answer.ok and not api.get(job_path(submission)).ok:  # another process may have been first
             raise failed(f"take the job {key!r}", answer)
         return JobId(key)
@@ -144,19 +144,19 @@ class RayDriver:
             time.sleep(max(_POLL, _SHARE_OF_POLL * (time.monotonic() - begin)))
 
     def _log(self, job_id: JobId) -> str:
-        answer = self._api.get(job_path(_submission(job_id), "logs"))
+        answer = self._api.get(job_path(submission_of(job_id), "logs"))
         if not answer.ok:
             raise failed(f"read the log of {job_id!r}", answer)
         return str(answer.json().get("logs") or "")
 
     def cancel(self, job_id: JobId) -> None:
         """Ask the cluster to stop the job: SIGTERM, and half a minute later SIGKILL."""
-        answer = self._api.post(job_path(_submission(job_id), "stop"))
+        answer = self._api.post(job_path(submission_of(job_id), "stop"))
         if not answer.ok and not answer.missing:
             raise failed(f"stop the job {job_id!r}", answer)
 
     def _details(self, job_id: JobId) -> Mapping[str, Any]:
-        answer = self._api.get(job_path(_submission(job_id)))
+        answer = self._api.get(job_path(submission_of(job_id)))
         if answer.missing:
             raise NotFoundError(f"there is no job {job_id!r} on the Ray cluster", fix="look at cloudai.ps()")
         if not answer.ok:
@@ -233,7 +233,7 @@ def _seconds(milliseconds: int | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
 
 
-def _request(job: Job, submission: str) -> dict[str, Any]:
+def job_request(job: Job, submission: str) -> dict[str, Any]:
     """Return what the Jobs API is asked: one worker is the job itself, several are Ray Train's to place."""
     changed = {name: value for name, value in job.env.items() if "$" in value}
     plain = {name: value for name, value in job.env.items() if name not in changed}
@@ -261,7 +261,7 @@ def _bring_package(api: Api) -> None:
         raise failed("take the package", answer)
 
 
-def _submission(key: str) -> str:
+def submission_of(key: str) -> str:
     """Return the cluster's id of a job: ledgers share a cluster, and may have runs of the same name."""
     now = settings.current()
     ledger = now.ledger or f"{socket.gethostname()}:{now.home}"
