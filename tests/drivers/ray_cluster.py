@@ -55,7 +55,8 @@ class Cluster:
     def start_node(self, cpus: int) -> subprocess.Popen:
         before = self.alive()
         node = self._start("--address", f"127.0.0.1:{self.port}", cpus=cpus)
-        wait_until(lambda: self.alive() > before, timeout=120, what="another node")
+        wait_until(lambda: self.alive() > before or node.poll() is not None, timeout=120, what="another node")
+        assert node.poll() is None, (self.folder / f"node-{len(self.nodes) - 1}.log").read_text()
         return node
 
     def _start(self, *options: str, cpus: int) -> subprocess.Popen:
