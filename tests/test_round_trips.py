@@ -54,6 +54,13 @@ drift = st.builds(DriftPolicy, alarm_rate=st.floats(1e-9, 0.5), min_effect=st.fl
 actions = st.sampled_from(["hold", "retrain", "page"])
 decision_policy = st.builds(DecisionPolicy, on_drift=actions, on_fault=actions, min_share=st.floats(0, 1), cool_down=SECONDS)
 checkpoint = st.builds(CheckpointPolicy, every=SECONDS, keep=st.integers(1, 100))
+workers = st.integers(1, 4096)
+scaling = st.builds(
+    ScalingPolicy,
+    num_workers=workers | st.tuples(workers, workers).map(lambda pair: (min(pair), max(pair))),
+    strategy=st.sampled_from(["ddp", "fsdp"]),
+    check_every=SECONDS,
+)
 train_spec = st.builds(
     TrainSpec,
     name=NAME,
@@ -79,7 +86,7 @@ train_spec = st.builds(
     loop=st.builds(Loop, lr=st.floats(1e-12, 10), epochs=st.integers(1, 10**6), validation=st.floats(0, 0.99)),
     seed=st.integers(0, 2**32 - 1),
     resources=resources,
-    scaling=st.builds(ScalingPolicy, num_workers=st.integers(1, 4096)),
+    scaling=scaling,
     spot_policy=st.sampled_from(["on-demand", "spot"]),
     checkpoint=checkpoint,
     failure=st.builds(FailurePolicy, max_failures=st.integers(0, 100)),
@@ -115,6 +122,7 @@ SPECS = {
     DriftPolicy: drift,
     DecisionPolicy: decision_policy,
     CheckpointPolicy: checkpoint,
+    ScalingPolicy: scaling,
     TrainSpec: train_spec,
     DeploySpec: deploy_spec,
     MonitorSpec: monitor_spec,

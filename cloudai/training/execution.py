@@ -38,6 +38,7 @@ from cloudai.training.data import TrainingData, read_source
 from cloudai.training.hangs import Heartbeat
 from cloudai.training.job import FAILED, LOST, STOPPED, SUCCEEDED, WORKER_PATIENCE, RunFiles
 from cloudai.training.journal import Journal
+from cloudai.training.sizes import resized
 from cloudai.training.stopping import Stop
 from cloudai.training.tracked import RunSource, first_note, lineage, tracked_model, write_note
 from cloudai.training.watch import Watch
@@ -46,7 +47,7 @@ from cloudai.training.work import dry_run
 if TYPE_CHECKING:
     from cloudai.artifacts.text_models import Classifier
 
-__all__ = ["FAILED", "LOST", "STOPPED", "SUCCEEDED", "execute"]
+__all__ = ["FAILED", "LOST", "STOPPED", "SUCCEEDED", "execute", "write_error"]
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def _not_begun(files: RunFiles, error: CloudAIError) -> int:
             return LOST
         fix = f"{error.fix}; a worker has the environment in which the supervisor was started"
         error = StoreError(error.what, fix=fix)
-    return _write_error(files, error, "")
+    return write_error(files, error, "")
 
 
 class _TimedCheckpoints(Checkpoints):
@@ -160,6 +161,7 @@ class _Worker:
             if self.heartbeat is not None:
                 self.heartbeat.rest()
             self.context.settle()
+            module = self.group.whole(module) if module is not None else None
             model = self._save(module, metrics) if module is not None and self.group.rank == 0 else None
             result = self._record(model, metrics)
         except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the user's code raises is reported
@@ -235,7 +237,8 @@ class _Worker:
             module = torch_models.build_module(self._stored(work.module))
             if work.source is not None and self.context.data is not None:
                 dry_run(module, TrainingData(self.context.data), self.spec.loop)
-            return module, loop.fit(module, self.context)
+            metrics = loop.fit(module, self.context)
+            return self.group.whole(module), metrics
         if work.kind == "text":
             return self._fine_tuned()
         returned = resolve(work.entry)(self.context)
@@ -338,8 +341,8 @@ class _Worker:
         """Write down that the work is done, before the tracker is told: the run has succeeded, whatever that says."""
         if self.journal is None:
             return {}
-        exact = self.spec.work.kind in _BUILT_IN
-        result: dict[str, Any] = {"metrics": dict(metrics), "exact": exact, "why_not_exact": "" if exact else _OWN_LOOP}
+        why_not = resized(self.files.folder) if self.spec.work.kind in _BUILT_IN else _OWN_LOOP
+        result: dict[str, Any] = {"metrics": dict(metrics), "exact": not why_not, "why_not_exact": why_not}
         if model is not None:
             result["model"] = {"name": model.name, "version": model.version, "uri": model.uri, "digest": model.digest}
         self.journal.update(doing="recording in the tracker")
@@ -354,10 +357,10 @@ class _Worker:
         if isinstance(error, StoreError) and error.temporary:
             log.warning("the store was tried for long enough: %s", error.what)
             return LOST
-        return _write_error(self.files, error, _user_frames(error, folder))
+        return write_error(self.files, error, _user_frames(error, folder))
 
 
-def _write_error(files: RunFiles, error: BaseException, frames: str) -> int:
+def write_error(files: RunFiles, error: BaseException, frames: str = "") -> int:
     """Leave what ended the run for whoever reads it, and return the exit code: where that fails, another attempt will try."""
     what = error.what if isinstance(error, CloudAIError) else f"{type(error).__name__}: {error}"
     fix = error.fix if isinstance(error, CloudAIError) else "mend the code and train again"
@@ -377,7 +380,7 @@ def total_steps(spec: TrainSpec, rows: int = 0) -> int | None:
     if spec.work.kind not in _BUILT_IN or not rows:
         return None
     return spec.loop.epochs * loop.batches_of(
-        rows - int(rows * spec.loop.validation), spec.loop.batch_size, spec.scaling.num_workers
+        rows - int(rows * spec.loop.validation), spec.loop.batch_size, spec.scaling.largest
     )
 
 
