@@ -335,8 +335,9 @@ class Run(Handle):
                 try:
                     yield from (redact(entry.text) for entry in driver.logs(JobId(attempt["job"]), follow=follow))
                 except NotFoundError:
-                    continue
-            seen = len(attempts)
+                    if follow and "ended" not in attempt:
+                        break  # it is noted before it is submitted
+                seen += 1
             if not follow or self.ended:
                 return
             self._ledger.clock.pause(_POLL)

@@ -53,14 +53,18 @@ class Cluster:
         wait_until(self.answers, timeout=120, what="the cluster's dashboard")
 
     def start_node(self, cpus: int) -> subprocess.Popen:
+        """Start another machine; Ray gives up after half a minute, which a busy machine may need, so it is tried again."""
         before = self.alive()
-        node = self._start("--address", f"127.0.0.1:{self.port}", cpus=cpus)
-        wait_until(lambda: self.alive() > before or node.poll() is not None, timeout=120, what="another node")
-        assert node.poll() is None, (self.folder / f"node-{len(self.nodes) - 1}.log").read_text()
-        return node
+        for _ in range(3):
+            node = self._start("--address", f"127.0.0.1:{self.port}", cpus=cpus)
+            wait_until(lambda: self.alive() > before or node.poll() is not None, timeout=120, what="another node")  # noqa: B023
+            if node.poll() is None:
+                return node
+        raise AssertionError((self.folder / f"node-{len(self.nodes) - 1}.log").read_text())
 
     def _start(self, *options: str, cpus: int) -> subprocess.Popen:
-        size = ["--num-cpus", str(cpus), "--object-store-memory", str(80 * 2**20), "--disable-usage-stats", "--block"]
+        agent = ["--dashboard-agent-listen-port", str(free_port())]  # all nodes have the same address here
+        size = [*agent, "--num-cpus", str(cpus), "--object-store-memory", str(80 * 2**20), "--disable-usage-stats", "--block"]
         log = (self.folder / f"node-{len(self.nodes)}.log").open("wb")
         node = subprocess.Popen(
             [RAY, "start", *options, *size], env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL,
@@ -85,11 +89,18 @@ class Cluster:
 
     def kill(self, node: subprocess.Popen) -> None:
         """Let a machine fail: all its processes at once, without a word."""
-        family = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         node.wait(20)
+
+    def kill_machines(self) -> None:
+        """Let every machine but the head fail."""
+        for node in self.nodes[1:]:
+            if node.poll() is None:
+                self.kill(node)
+        wait_until(lambda: self.alive() == 1, timeout=120, what="the head to notice")
 
     def stop(self) -> None:
         for node in reversed(self.nodes):

@@ -135,7 +135,12 @@ class RayDriver:
         while True:
             over = job_status(self._details(job_id)).phase not in ("starting", "running")
             begin = time.monotonic()
-            text = self._log(job_id)
+            try:
+                text = self._log(job_id)
+            except DriverError:
+                if job_status(self._details(job_id)).phase == "lost":  # the log lay on the machine that is gone
+                    return
+                raise
             end = len(text) if over or not follow else text.rfind("\n") + 1
             yield from (LogLine(line) for line in text[read:end].splitlines())
             read = max(read, end)
