@@ -40,6 +40,7 @@ from cloudai.training.job import FAILED, LOST, STOPPED, SUCCEEDED, WORKER_PATIEN
 from cloudai.training.journal import Journal
 from cloudai.training.stopping import Stop
 from cloudai.training.tracked import RunSource, first_note, lineage, tracked_model, write_note
+from cloudai.training.watch import Watch
 from cloudai.training.work import dry_run
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class _Worker:
         randomness.seed_all(spec.seed, group.rank)
         self.journal: Journal | None = None
         self.heartbeat: Heartbeat | None = None
+        self.watch: Watch | None = None
         self.tracker: BackgroundTracker | None = None
         self._latest: dict[str, float] = {}
         self._classifier: Classifier | None = None
@@ -139,10 +141,15 @@ class _Worker:
             on_report=self._reported,
             before_checkpoint=self._flush,
             on_checkpoint=self._saved,
+            on_first_step=self._stepped,
             stop_reason=self.stop,
             hurries=self.stop.hurries,
             interruptions=self.attempt - 1,
         )
+        if self.journal is not None:
+            resumed = self.context.resumed_from is not None
+            self.watch = Watch(self.context.meter, self.journal, self.files.folder, resumed=resumed)
+            self.context.works = self.watch.works
         if self.journal is not None and self.context.resumed_from is not None:
             self.journal.update(resumed_from=self.context.resumed_from, step=self.context.resumed_from)
 
@@ -176,6 +183,8 @@ class _Worker:
             return
         if self.heartbeat is not None:
             self.heartbeat.close()
+        if self.watch is not None:
+            self.watch.close()
         self.journal.close()
         if self.tracker is not None:
             self.tracker.close(succeeded, time.time(), model)
@@ -295,6 +304,8 @@ class _Worker:
         assert self.journal is not None
         self._latest.update(metrics)
         self.journal.add(step, metrics)
+        if self.watch is not None:
+            self.watch.reported(step, metrics)
 
     def _written(self, rows: Sequence[Row]) -> None:
         """Let the tracker know what is in the store: never more, or a restarted worker could not say it again."""
@@ -315,9 +326,13 @@ class _Worker:
         assert self.journal is not None
         return self.journal.flush()
 
-    def _saved(self, step: int) -> None:
+    def _saved(self, step: int, at: float) -> None:
         assert self.journal is not None
-        self.journal.update(checkpoint=step, checkpoint_at=time.time())
+        self.journal.update(checkpoint=step, checkpoint_at=at)
+
+    def _stepped(self) -> None:
+        if self.journal is not None:
+            self.journal.update(first_step_at=time.time())
 
     def _record(self, model: Model | None, metrics: Mapping[str, float]) -> dict[str, Any]:
         """Write down that the work is done, before the tracker is told: the run has succeeded, whatever that says."""
