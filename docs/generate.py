@@ -54,6 +54,9 @@ OPTIONS = {
     "resources": ("Resources()", "What each worker or replica needs."),
     "checkpoint": ("CheckpointPolicy()", "How often checkpoints are written, and how many are kept."),
     "max_failures": ("3", "How often a run comes back after its worker was killed or lost."),
+    "hang": ("None", "After how long without a step a worker is ended, to come back; by default chosen by the run's own pace."),
+    "budget": ("None", "What it may cost, all attempts together."),
+    "deadline": ("None", "Until when it may go on: a duration from now, or a datetime with its time zone."),
     "lease": (
         "the setting",
         "How long it goes on without a live handle. `None`: a deployment for ever, a run as the setting says.",

@@ -23,6 +23,7 @@ from cloudai.monitoring.drift import Finding, Report
 from cloudai.planning.estimate import Estimate
 from cloudai.planning.plan import Plan
 from cloudai.serving.rollout import Rollout
+from cloudai.specs.limits import Budget
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.serving import DeploySpec, ServerLimits
@@ -61,6 +62,7 @@ scaling = st.builds(
     strategy=st.sampled_from(["ddp", "fsdp"]),
     check_every=SECONDS,
 )
+budget = st.builds(Budget, amount=st.floats(1e-6, 1e9), currency=st.sampled_from(["USD", "EUR"]), warn_at=st.floats(0.01, 1))
 train_spec = st.builds(
     TrainSpec,
     name=NAME,
@@ -89,7 +91,9 @@ train_spec = st.builds(
     scaling=scaling,
     spot_policy=st.sampled_from(["on-demand", "spot"]),
     checkpoint=checkpoint,
-    failure=st.builds(FailurePolicy, max_failures=st.integers(0, 100)),
+    failure=st.builds(FailurePolicy, max_failures=st.integers(0, 100), hang=st.none() | st.floats(0.1, 1e6)),
+    budget=st.none() | budget,
+    deadline=st.none() | st.floats(0.1, 1e9) | st.datetimes(datetime(1970, 1, 2), datetime(2200, 1, 1), timezones=st.just(UTC)),
     lease=st.none() | SECONDS,
     store=TEXT,
     tracking=TEXT,
@@ -121,6 +125,7 @@ SPECS = {
     ServerLimits: limits,
     DriftPolicy: drift,
     DecisionPolicy: decision_policy,
+    Budget: budget,
     CheckpointPolicy: checkpoint,
     ScalingPolicy: scaling,
     TrainSpec: train_spec,
