@@ -36,6 +36,8 @@ from cloudai.training.context import Context, Group, Stopped
 from cloudai.training.data import TrainingData, read_source
 from cloudai.training.job import WORKER_PATIENCE, RunFiles
 from cloudai.training.journal import Journal
+from cloudai.training.stream_loop import fit_stream
+from cloudai.training.streaming import Stream
 from cloudai.training.tracked import RunSource, first_note, lineage, tracked_model, write_note
 from cloudai.training.watch import Watch
 from cloudai.training.work import dry_run
@@ -52,6 +54,8 @@ SUCCEEDED, FAILED, LOST, STOPPED = 0, 1, 75, 143
 143 is what a shell gives for SIGTERM."""
 
 _EXAMPLE_ROWS = 8
+_SAMPLE_ROWS = 50_000
+"""So many rows of a stream are profiled: the error of a share is then a quarter of a percent at most."""
 _LAST_TRY = 5.0
 """Seconds that a finished run waits for its tracker; one second for one that is behind already. The rest is caught up later."""
 _BUILT_IN = ("module", "text")
@@ -94,6 +98,7 @@ class _Worker:
         torch.set_num_threads(max(1, math.ceil(spec.resources.cpus)))
         randomness.seed_all(spec.seed, group.rank)
         self.journal: Journal | None = None
+        self.stream: Stream | None = None
         self.tracker: BackgroundTracker | None = None
         self._latest: dict[str, float] = {}
         self._classifier: Classifier | None = None
@@ -178,10 +183,23 @@ class _Worker:
 
     def _read(self, source: Source) -> Mapping[str, np.ndarray]:
         """Read the data where it lies; how much there is of it is known from now on."""
+        if source.stream:
+            return self._sampled(source)
         arrays = read_source(source, patience=WORKER_PATIENCE).arrays
         if self.journal is not None:
             self.journal.update(doing="", total_steps=total_steps(self.spec, len(arrays["inputs"])))
         return arrays
+
+    def _sampled(self, source: Source) -> Mapping[str, np.ndarray]:
+        """Open a stream, and return some of its rows: for the example, the profile and a first try."""
+        spec, group = self.spec, self.group
+        self.stream = Stream(
+            source, spec.loop, spec.seed, rank=group.rank, world_size=group.world_size, patience=WORKER_PATIENCE
+        )
+        sample, steps = self.stream.sample(_SAMPLE_ROWS), self.stream.steps_per_epoch
+        if self.journal is not None:
+            self.journal.update(doing="", total_steps=None if steps is None else spec.loop.epochs * steps)
+        return sample
 
     @contextlib.contextmanager
     def code(self, folder: Path) -> Iterator[None]:
@@ -198,6 +216,9 @@ class _Worker:
             module = torch_models.build_module(self._stored(work.module))
             if work.source is not None and self.context.data is not None:
                 dry_run(module, TrainingData(self.context.data), self.spec.loop)
+            if self.stream is not None:
+                self.stream.device = self.context.device
+                return module, fit_stream(module, self.context, self.stream)
             return module, loop.fit(module, self.context)
         if work.kind == "text":
             return self._fine_tuned()
@@ -254,7 +275,8 @@ class _Worker:
 
     def _profile(self, inputs: Mapping[str, np.ndarray], signature: Signature) -> bytes:
         """Profile the rows that were trained on."""
-        validation = self.spec.loop.validation if self.spec.work.kind in _BUILT_IN else 0.0
+        sampled = self.stream is not None  # of rows that are trained on
+        validation = self.spec.loop.validation if self.spec.work.kind in _BUILT_IN and not sampled else 0.0
         held = examples.split(len(next(iter(inputs.values()))), validation, self.spec.seed)
         trained = {name: array[held.train.numpy()] for name, array in inputs.items()}
         return Profile.of(named_columns(trained, signature, self.spec.work.features)).to_bytes()

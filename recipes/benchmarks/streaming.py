@@ -2,8 +2,8 @@
 
     python recipes/benchmarks/streaming.py --rows 2000000 --columns 32
 
-Each reader has a process of its own, so that its peak memory is its own. What is said: seconds until the first batch, rows a second
-after it, peak memory of the process and its children, and whether two passes give the same batches in the same order.
+Each reader has a process of its own, so that its peak memory is its own. What is said: seconds until the first batch, rows a
+second after it, peak memory of the process and its children, and whether two passes give the same batches in the same order.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def write(folder: Path, rows: int, columns: int) -> None:
     for number in range(8):
         count = rows // 8
         data = {f"x{i}": rng.normal(size=count).astype("float32") for i in range(columns)}
-        parquet.write_table(pa.table({**data, "label": rng.integers(0, 10, count)}), folder / f"{number}.parquet", row_group_size=2**16)
+        parquet.write_table(
+            pa.table({**data, "label": rng.integers(0, 10, count)}), folder / f"{number}.parquet", row_group_size=2**16
+        )
 
 
 def by_cloudai(folder: str) -> Iterator[np.ndarray]:
