@@ -17,12 +17,12 @@ from cloudai import errors
 from cloudai.artifacts.model import Model
 from cloudai.artifacts.store import Store
 from cloudai.specs.training import CheckpointPolicy, Loop, TrainSpec
-from cloudai.training import fine_tuning
 from cloudai.training.context import Solo
 from cloudai.training.execution import FAILED, STOPPED, SUCCEEDED, execute
 from cloudai.training.job import RunFiles
 from cloudai.training.journal import JournalReader
 from cloudai.training.tables import Table
+from cloudai.training.tasks.rows import ClassRows
 from cloudai.training.work import base_name, loop_defaults, prepare
 from tests.artifacts import classifiers
 
@@ -135,11 +135,12 @@ def test_a_name_that_cannot_be_had_is_a_two_line_error(home, tmp_path, monkeypat
 
 
 def test_texts_of_unlike_length_are_computed_apart_and_give_the_same_loss(home, folder):
-    from cloudai.artifacts.text_models import Logits, load_folder
+    from cloudai.artifacts.text_classifiers import Logits
+    from cloudai.artifacts.text_files import load_folder
 
     classifier = load_folder(folder)
     texts = np.array(["good", "a good film " * 10, "", "bad"], dtype=object)
-    rows = fine_tuning.TokenRows(classifier, texts, np.array([1, 1, 0, 0]))
+    rows = ClassRows(classifier, {"inputs": texts, "targets": np.array([1, 1, 0, 0])})
     module = Logits(classifier.model).eval()
     assert rows.lengths.tolist() == [3, 16, 2, 3], "cut off at what the model takes"
     together = rows.loss(module, torch.arange(4))
