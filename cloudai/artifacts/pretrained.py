@@ -152,7 +152,8 @@ def _shards(folder: Path, index: Mapping[str, Any]) -> list[Path]:
 
 def is_taken(name: str) -> bool:
     """Whether a file of a model is one of those that are read of such a folder."""
-    return "/" not in name and name != "example.safetensors" and any(Path(name).match(pattern) for pattern in TAKEN)
+    others = ("example.safetensors", "lora.safetensors")
+    return name not in others and "/" not in name and any(Path(name).match(pattern) for pattern in TAKEN)
 
 
 def taken_files(folder: Path) -> list[Path]:

@@ -47,14 +47,16 @@ class TextModel:
     able: ClassVar[str]
     """What such a model can do, for errors."""
     longest: ClassVar[int] = 512
-    """Tokens, where neither tokenizer nor model says how many they take, and at most."""
+    """How many tokens of a text are looked at, where nothing else is said or the model takes fewer."""
+    capped: ClassVar[bool] = True
+    """Whether more cannot be asked for either."""
     inputs: ClassVar[Mapping[str, str]] = {"text": "inputs"}
     """The model's inputs, and the arrays of the training data that hold such."""
 
     def __post_init__(self) -> None:
         if self.tokenizer.pad_token_id is None:
             raise SpecError("the tokenizer has no padding token", fix="set one: tokenizer.pad_token = tokenizer.eos_token")
-        self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, self._positions())
+        self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, self.capacity)
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
 
     @classmethod
@@ -105,11 +107,13 @@ class TextModel:
         ids = filled(rows, self.tokenizer.pad_token_id)
         return ids, filled([[1] * len(row) for row in rows], 0)
 
-    def _positions(self) -> int:
-        """Return how many tokens the model takes."""
+    @property
+    def capacity(self) -> int:
+        """How many tokens the model takes at most."""
         most = getattr(self.model.config, "max_position_embeddings", None) or self.longest
         spoken_for = 2 if most % 8 == 2 else 0  # RoBERTa and its kin count positions from the padding token's number on
-        return min(self.longest, int(most) - spoken_for)
+        taken = int(most) - spoken_for
+        return min(self.longest, taken) if self.capped else taken
 
 
 def filled(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:

@@ -72,6 +72,7 @@ class Reader(TextModel):
     auto = "AutoModelForQuestionAnswering"
     able = "answer questions"
     longest = 384  # as in BERT's run_squad.py
+    capped = False
     inputs: ClassVar[Mapping[str, str]] = {"question": "inputs", "context": "contexts"}
 
     def __post_init__(self) -> None:

@@ -42,6 +42,7 @@ class Writer(TextModel):
     auto = "AutoModelForCausalLM"
     able = "continue texts"
     longest = 1024  # as run_clm.py of transformers takes where nothing else is said
+    capped = False
 
     def __post_init__(self) -> None:
         if self.tokenizer.pad_token_id is None:  # seldom there, and not looked at: padding follows after all that counts
@@ -55,8 +56,8 @@ class Writer(TextModel):
 
     @property
     def most(self) -> int:
-        """How many tokens it writes at most."""
-        return int(self.facts.get("max_new_tokens", 64))
+        """How many tokens it writes at most; they take no more than half of what the model takes in all."""
+        return min(int(self.facts["max_new_tokens"]), self.capacity // 2)
 
     def trainable(self) -> torch.nn.Module:
         """Return the model as a function of tokens and their positions."""
@@ -64,7 +65,7 @@ class Writer(TextModel):
 
     def answers(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return what the model writes after each text; of a long one only the end is looked at."""
-        room = max(1, self._positions() - self.most)
+        room = self.capacity - self.most
         rows = self.tokenizer(inputs["text"].tolist(), add_special_tokens=False)["input_ids"] if len(inputs["text"]) else []
         found: list[str] = []
         for part in in_parts([row[-room:] or [self.stand_in] for row in rows]):

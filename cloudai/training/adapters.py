@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
+import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cloudai.artifacts.text_models import TextModel
+from cloudai.artifacts.text_models import TextModel, quiet
 from cloudai.errors import SpecError
 from cloudai.specs.texts import Lora
 
@@ -37,7 +40,8 @@ def adapted(model: TextModel, lora: Lora) -> TextModel:
         modules_to_save=new or None,
     )
     try:
-        inner = peft.get_peft_model(model.model, config)
+        with _silent():
+            inner = peft.get_peft_model(model.model, config)
     except ValueError as error:
         first = str(error).split("\n")[0][:200]
         raise SpecError(
@@ -75,17 +79,26 @@ def keep_only_trained(module: torch.nn.Module) -> None:
 
 
 def adapter_files(model: TextModel) -> dict[str, bytes]:
-    """Return the adapters as peft writes them, in a folder of their own beside the merged model."""
-    with tempfile.TemporaryDirectory(prefix="cloudai-lora-") as name:
+    """Return the adapters as peft writes them, which the merged model does not need."""
+    with tempfile.TemporaryDirectory(prefix="cloudai-lora-") as name, _silent():
         model.model.save_pretrained(name)
         weights, config = (Path(name) / file for file in ("adapter_model.safetensors", "adapter_config.json"))
         facts = {
             key: sorted(value) if isinstance(value, list) else value for key, value in json.loads(config.read_bytes()).items()
         }
         facts["base_model_name_or_path"] = ""  # a folder that is gone
-        return {f"adapter/{weights.name}": weights.read_bytes(), f"adapter/{config.name}": json.dumps(facts, indent=2).encode()}
+        # not by the names that transformers looks for: it would add them to the merged weights once more
+        return {"lora.safetensors": weights.read_bytes(), "lora.json": json.dumps(facts, indent=2).encode()}
 
 
 def merged(model: TextModel) -> TextModel:
     """Return the model with its adapters added to the weights; it needs no peft any more."""
     return replace(model, model=model.model.merge_and_unload())
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep peft from telling what it works out by itself, such as how a layer lays out its weights."""
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

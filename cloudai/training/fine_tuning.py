@@ -159,8 +159,8 @@ def first_weights(
 
 def _prepared(model: TextModel, spec: TrainSpec) -> TextModel:
     """Return the model as it is trained: texts cut off, less kept for the backward pass, adapters."""
-    longest = model.tokenizer.model_max_length
-    model.tokenizer.model_max_length = min(longest, spec.loop.max_length or longest)
+    tokenizer = model.tokenizer
+    tokenizer.model_max_length = min(tokenizer.model_max_length, spec.loop.max_length or model.longest)
     model = replace(model)  # checks what it was checked for again, of the new length
     if spec.work.text.gradient_checkpointing:
         model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
