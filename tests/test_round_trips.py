@@ -26,6 +26,7 @@ from cloudai.serving.rollout import Rollout
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.serving import DeploySpec, ServerLimits
+from cloudai.specs.texts import Lora, TextTask
 from cloudai.specs.training import CheckpointPolicy, FailurePolicy, Loop, Source, SourceFile, TrainSpec, Work
 from cloudai.state.ledger import Ledger
 from cloudai.statistics.profiles import Profile
@@ -54,6 +55,13 @@ drift = st.builds(DriftPolicy, alarm_rate=st.floats(1e-9, 0.5), min_effect=st.fl
 actions = st.sampled_from(["hold", "retrain", "page"])
 decision_policy = st.builds(DecisionPolicy, on_drift=actions, on_fault=actions, min_share=st.floats(0, 1), cool_down=SECONDS)
 checkpoint = st.builds(CheckpointPolicy, every=SECONDS, keep=st.integers(1, 100))
+lora = st.builds(
+    Lora,
+    rank=st.integers(1, 512),
+    alpha=st.floats(1e-3, 1e3),
+    dropout=st.floats(0, 0.99),
+    targets=st.none() | st.lists(TEXT, max_size=2).map(tuple),
+)
 train_spec = st.builds(
     TrainSpec,
     name=NAME,
@@ -74,6 +82,7 @@ train_spec = st.builds(
         ),
         rows=st.integers(0, 10**12),
         features=st.lists(TEXT, max_size=3).map(tuple),
+        text=st.builds(TextTask, task=st.sampled_from(["causal-lm", "embeddings"]), lora=st.none() | lora),
     ),
     config=st.dictionaries(TEXT, PLAIN, max_size=3),
     loop=st.builds(Loop, lr=st.floats(1e-12, 10), epochs=st.integers(1, 10**6), validation=st.floats(0, 0.99)),
@@ -115,6 +124,7 @@ SPECS = {
     DriftPolicy: drift,
     DecisionPolicy: decision_policy,
     CheckpointPolicy: checkpoint,
+    Lora: lora,
     TrainSpec: train_spec,
     DeploySpec: deploy_spec,
     MonitorSpec: monitor_spec,

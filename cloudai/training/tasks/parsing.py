@@ -160,7 +160,7 @@ def _answer(place: int, given: Any, context: str) -> list[tuple[str, int]]:
     for text, start in pairs:
         if not isinstance(text, str) or not text or not _lies_at(context, text, start):
             raise DataError(
-                f"the answer {str(text)[:40]!r} of row {place} is not in the context at {start}",
+                f"the answer {str(text)[:40]!r} of row {place} does not lie at {start} of its context",
                 fix="answer_start counts characters of the context from 0",
             )
     return [(text, int(start)) for text, start in pairs]
