@@ -11,7 +11,7 @@ from typing import Any
 
 from cloudai.errors import IntegrityError, NotFoundError, SpecError
 
-__all__ = ["TAKEN", "check_config", "check_folder", "is_name", "is_taken", "taken_files", "weights_in"]
+__all__ = ["SHORTEST_WINDOW", "TAKEN", "check_config", "check_folder", "is_name", "is_taken", "taken_files", "weights_in"]
 
 _VOCABULARIES = (
     "tokenizer.json",
@@ -41,6 +41,8 @@ _HEADS: Mapping[str, tuple[tuple[str, ...], str, str]] = {
     "embeddings": (("Model",), "embed texts", "distilbert, bert, mpnet"),
 }
 """For each task what the names of classes that can do it end with, what that is, and what to take where there is none."""
+SHORTEST_WINDOW = 16
+"""Tokens that a question and a piece of its context need at least."""
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 _MOST_JSON = 64 * 2**20

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from cloudai import texts as packing
+from cloudai.artifacts.pretrained import SHORTEST_WINDOW
 from cloudai.artifacts.signature import TEXT, TensorSpec
 from cloudai.artifacts.text_models import TextModel, filled, in_parts
 from cloudai.errors import SpecError
@@ -18,8 +19,6 @@ __all__ = ["Reader", "Span", "Window"]
 
 _LONGEST_ANSWER = 30
 """Tokens. Source: ``--max_answer_length`` of BERT's run_squad.py, https://github.com/google-research/bert"""
-_SHORTEST = 16
-"""Tokens that a window needs at least: a quarter of it goes to the question, and windows overlap by another."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +76,10 @@ class Reader(TextModel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tokenizer.model_max_length < _SHORTEST:
+        if self.tokenizer.model_max_length < SHORTEST_WINDOW:
             raise SpecError(
                 f"a question and its context do not fit into {self.tokenizer.model_max_length} tokens",
-                fix=f"give max_length={_SHORTEST} or more, 384 is usual",
+                fix=f"give max_length={SHORTEST_WINDOW} or more, 384 is usual",
             )
 
     @property

@@ -42,10 +42,13 @@ def adapted(model: TextModel, lora: Lora) -> TextModel:
     try:
         with _silent():
             inner = peft.get_peft_model(model.model, config)
-    except ValueError as error:
-        first = str(error).split("\n")[0][:200]
+    except ValueError:
+        wanted = " or ".join(map(repr, lora.targets or ("any name",)))
+        linear = {name.rpartition(".")[2] for name, part in model.model.named_modules() if isinstance(part, torch.nn.Linear)}
+        there = ", ".join(sorted(linear)) or "none"
         raise SpecError(
-            f"lora={lora.targets}: {first}", fix="name layers of model.named_modules(), or leave targets= out"
+            f"the model has no layer that ends with {wanted}, and could have an adapter",
+            fix=f"leave targets= out, or name some of: {there}",
         ) from None
     return replace(model, model=inner)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cloudai.artifacts import trees
+from cloudai.artifacts.pretrained import SHORTEST_WINDOW
 from cloudai.artifacts.store import Store, content_key
 from cloudai.capture.bundle import Bundle
 from cloudai.capture.code import capture, locator
@@ -134,6 +135,9 @@ def loop_defaults(work: Any, text: Mapping[str, Any] | None = None) -> Mapping[s
 def _prepare_texts(work: Any, data: Any, loop: Loop, text: TextTask) -> Prepared:
     if loop.loss != "cross_entropy":
         raise SpecError(f"a model of texts cannot be trained with loss={loop.loss!r}", fix="leave loss= out")
+    if text.task == "question-answering" and (loop.max_length or SHORTEST_WINDOW) < SHORTEST_WINDOW:
+        fix = f"give max_length={SHORTEST_WINDOW} or more, 384 is usual"
+        raise SpecError(f"a question and its context do not fit into {loop.max_length} tokens", fix=fix)
     first = parse_pretrained(work, text.task)
     if isinstance(data, Table):
         table = _text_table(data, text.task)

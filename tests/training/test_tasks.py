@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
+import transformers
+from safetensors import numpy as on_numpy
 
 from cloudai import errors
 from cloudai.specs.texts import Lora
-from cloudai.training.execution import STOPPED, SUCCEEDED
+from cloudai.training.execution import FAILED, STOPPED, SUCCEEDED
 from cloudai.training.job import RunFiles
 from cloudai.training.journal import JournalReader
+from cloudai.training.tables import Table
 from tests.training import small_models
 from tests.training.text_runs import asked_for, attempt, model_of
 
@@ -124,3 +128,76 @@ def test_interrupted_it_ends_with_the_same_weights(home, tmp_path, task, lora):
     one, other = model_of(calm), model_of(disturbed)
     assert one.files() == other.files()
     assert one.metrics == other.metrics
+
+
+def test_adapters_are_merged_and_lie_beside(home, tmp_path, monkeypatch):
+    spec = run_of(tmp_path, "token-classification", lora=Lora(rank=2), epochs=8, lr=0.05)
+    assert attempt(spec) == SUCCEEDED
+    model = model_of(spec)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    answers = model.predict(["Ada lives in Rome ."])
+    assert [entity["text"] for entity in json.loads(answers[0])] == ["Ada", "Rome"], "served without peft"
+    weights = on_numpy.load(model.file("lora.safetensors"))
+    assert {array.shape[0] for name, array in weights.items() if "lora_A" in name} == {2}
+    facts = json.loads(model.file("lora.json"))
+    assert (facts["r"], facts["base_model_name_or_path"]) == (2, "")
+    assert b"lora" not in model.file("model.safetensors")
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
+def test_activations_that_are_computed_again_change_no_bit(home, tmp_path, lora):
+    specs = [run_of(tmp_path, "causal-lm", str(on).lower(), gradient_checkpointing=on, lora=lora) for on in (True, False)]
+    assert [attempt(spec) for spec in specs] == [SUCCEEDED, SUCCEEDED]
+    one, other = map(model_of, specs)
+    assert one.file("model.safetensors") == other.file("model.safetensors")
+
+
+def test_texts_in_a_file_are_read_by_the_worker(home, tmp_path):
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"line": text}) + "\n" for text in COUNTING))
+    work = WORK["causal-lm"][0]()
+    from_file, in_memory = (
+        asked_for(tmp_path / "store", work, data, name, task="causal-lm", **OPTIONS)
+        for name, data in (("file", Table(tmp_path / "texts.jsonl", text="line")), ("memory", COUNTING))
+    )
+    assert [attempt(spec) for spec in (from_file, in_memory)] == [SUCCEEDED, SUCCEEDED]
+    assert model_of(from_file).file("model.safetensors") == model_of(in_memory).file("model.safetensors")
+    status = JournalReader(RunFiles(from_file).folder).status()
+    assert status["total_steps"] == status["step"] > 0, "counted in blocks, once there are any"
+
+
+def test_a_table_is_for_tasks_with_one_column_of_texts(home, tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "a", "other": "b"}\n')
+    table = Table(tmp_path / "texts.jsonl", text="text", target="other")
+    for task, what in (("causal-lm", "column of texts alone"), ("embeddings", "needs more than one")):
+        with pytest.raises(errors.DataError, match=what):
+            asked_for(tmp_path / "store", WORK[task][0](), table, task=task)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "what"),
+    [
+        ("causal-lm", {"loss": "mse"}, "cannot be trained with loss='mse'"),
+        ("embeddings", {"max_new_tokens": 4}, "max_new_tokens= is for"),
+        ("question-answering", {"max_length": 8}, "do not fit into 8 tokens"),
+        ("embeddings", {"lora": {"rank": 0}}, "rank=0"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_at_once(home, tmp_path, task, options, what):
+    with pytest.raises(errors.SpecError, match=what):
+        run_of(tmp_path, task, **options)
+
+
+def test_a_model_that_cannot_do_the_task_is_refused_at_once(home, tmp_path):
+    with pytest.raises(errors.SpecError, match="'vit' cannot continue texts"):
+        asked_for(tmp_path / "store", (transformers.ViTConfig(), WORK["causal-lm"][0]()[1]), COUNTING, task="causal-lm")
+    with pytest.raises(errors.SpecError, match="task= is for pretrained models"):
+        asked_for(tmp_path / "store", torch.nn.Linear(2, 2), ([[0.0, 1.0]], [0]), task="causal-lm")
+
+
+def test_layers_that_are_not_there_are_told_in_two_lines(home, tmp_path):
+    spec = run_of(tmp_path, "token-classification", lora=Lora(targets=("nowhere",)))
+    assert attempt(spec) == FAILED
+    error = JournalReader(RunFiles(spec).folder).error()
+    assert error["what"] == "the model has no layer that ends with 'nowhere', and could have an adapter"
+    assert "query" in error["fix"], "names of layers that there are"
+    assert error["frames"] == ""
