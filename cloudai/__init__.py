@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy
     from cloudai.specs.resources import Resources, ScalingPolicy
     from cloudai.specs.serving import ServerLimits
+    from cloudai.specs.texts import Lora
     from cloudai.specs.training import CheckpointPolicy
     from cloudai.training.context import Context
     from cloudai.training.run import Run
@@ -38,6 +39,7 @@ _WHERE = {
     "DecisionPolicy": "cloudai.specs.monitoring",
     "Deployment": "cloudai.serving.deployment",
     "DriftPolicy": "cloudai.specs.monitoring",
+    "Lora": "cloudai.specs.texts",
     "Model": "cloudai.artifacts.model",
     "Monitor": "cloudai.monitoring.monitor",
     "Plan": "cloudai.planning.plan",
@@ -69,6 +71,7 @@ __all__ = [
     "DecisionPolicy",
     "Deployment",
     "DriftPolicy",
+    "Lora",
     "Model",
     "Monitor",
     "Plan",

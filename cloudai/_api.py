@@ -38,6 +38,7 @@ from cloudai.specs.limits import Budget
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.serving import DeploySpec, ServerLimits
+from cloudai.specs.texts import Lora, Task, TextTask
 from cloudai.specs.training import CheckpointPolicy, FailurePolicy, Loop, TrainSpec, Work
 from cloudai.state.leader import ensure_supervisor
 from cloudai.state.ledger import Ledger, Record, open_ledger
@@ -88,6 +89,10 @@ class TrainOptions(TypedDict, total=False):
     precision: Literal["float32", "bfloat16", "auto"]
     validation: float
     max_length: int
+    task: Task
+    lora: Lora
+    gradient_checkpointing: bool
+    max_new_tokens: int
 
 
 class DeployOptions(TypedDict, total=False):
@@ -129,7 +134,7 @@ def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
     ----------
     work : callable, torch.nn.Module, pretrained model or Plan
         A function of a `cloudai.Context` that returns the trained module, a module to be trained by the built-in loop, a
-        model of transformers to be trained on texts and labels (a name on the Hugging Face hub, a folder, or
+        model of transformers to be trained on texts (a name on the Hugging Face hub, a folder, or
         ``(model or config, tokenizer)``), or what `plan` returned.
     data : optional
         ``(inputs, targets)`` as arrays, tensors or data frames, a torch dataset of such pairs, or a Hugging Face dataset. It
@@ -143,7 +148,9 @@ def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
         datetime with its time zone), at which it stops with a checkpoint, ``lease`` (how long it goes on when no live
         handle renews it; ``None`` for ever). For a module also ``loss``, ``optimizer``, ``lr``, ``lr_schedule``,
         ``warmup``, ``weight_decay``, ``max_grad_norm``, ``epochs``, ``batch_size``, ``micro_batch``, ``precision``,
-        ``validation``; for a pretrained model also ``max_length``.
+        ``validation``; for a pretrained model also ``max_length``, ``task`` (``"text-classification"``,
+        ``"token-classification"``, ``"question-answering"``, ``"causal-lm"``, ``"embeddings"``), ``lora`` (a `Lora`),
+        ``gradient_checkpointing``, and for ``"causal-lm"`` ``max_new_tokens``.
 
     Returns
     -------
@@ -317,13 +324,14 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
     now = settings.current()
     loop_options = {key: value for key, value in options.items() if key in Loop.model_fields}
     _refuse_unknown("train", options, TrainOptions)
-    loop = Loop.of(**{**loop_defaults(work), **loop_options})
+    text_options = {key: value for key, value in options.items() if key in TextTask.model_fields}
+    loop = Loop.of(**{**loop_defaults(work, text_options), **loop_options})
     tracking, scaling = parse_address(now.tracking), _scaling(options)
     if registry.train_driver(options.get("on", "local")).capabilities.here:
         _require("training", "train", "torch")
         check_address(tracking)
         if loop_defaults(work):
-            _require("training on texts", "text", "transformers")
+            _require("training on texts", "text", "transformers", *(["peft"] if "lora" in text_options else []))
         if scaling.largest != 1:
             _require("training with several workers", "ray", "ray")
     base = options.get("model_name") or base_name(work)
@@ -349,7 +357,7 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
     refuse_secrets(spec.config, "config")
     _refuse_spot(spec)
     _refuse_here_only(spec, now)
-    prepared = prepare(work, data, loop)
+    prepared = prepare(work, data, loop, text_options)
     _refuse_scaling(spec.scaling, loop, prepared.work)
     if prepared.work.source is not None and not registry.train_driver(spec.on).capabilities.here:
         check_reach(prepared.work.source, spec.on)

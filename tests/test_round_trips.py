@@ -27,6 +27,7 @@ from cloudai.specs.limits import Budget
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.serving import DeploySpec, ServerLimits
+from cloudai.specs.texts import Lora, TextTask
 from cloudai.specs.training import CheckpointPolicy, FailurePolicy, Loop, Source, SourceFile, TrainSpec, Work
 from cloudai.state.ledger import Ledger
 from cloudai.statistics.profiles import Profile
@@ -63,6 +64,13 @@ scaling = st.builds(
     check_every=SECONDS,
 )
 budget = st.builds(Budget, amount=st.floats(1e-6, 1e9), currency=st.sampled_from(["USD", "EUR"]), warn_at=st.floats(0.01, 1))
+lora = st.builds(
+    Lora,
+    rank=st.integers(1, 512),
+    alpha=st.floats(1e-3, 1e3),
+    dropout=st.floats(0, 0.99),
+    targets=st.none() | st.lists(TEXT, max_size=2).map(tuple),
+)
 train_spec = st.builds(
     TrainSpec,
     name=NAME,
@@ -83,6 +91,7 @@ train_spec = st.builds(
         ),
         rows=st.integers(0, 10**12),
         features=st.lists(TEXT, max_size=3).map(tuple),
+        text=st.builds(TextTask, task=st.sampled_from(["causal-lm", "embeddings"]), lora=st.none() | lora),
     ),
     config=st.dictionaries(TEXT, PLAIN, max_size=3),
     loop=st.builds(Loop, lr=st.floats(1e-12, 10), epochs=st.integers(1, 10**6), validation=st.floats(0, 0.99)),
@@ -128,6 +137,7 @@ SPECS = {
     Budget: budget,
     CheckpointPolicy: checkpoint,
     ScalingPolicy: scaling,
+    Lora: lora,
     TrainSpec: train_spec,
     DeploySpec: deploy_spec,
     MonitorSpec: monitor_spec,
