@@ -73,6 +73,8 @@ class Plan(Shown, Generic[T]):
     launch: Callable[[], T] = field(compare=False)
     spot: bool = False
     """Whether spot machines were asked for."""
+    at_once: int = 1
+    """How many such places are taken at the same time, by the trials of a search."""
 
     def __repr__(self) -> str:
         return f"Plan({self.title!r}, on={self.offer.driver if self.offer else None!r})"
@@ -82,7 +84,7 @@ class Plan(Shown, Generic[T]):
         """The cost as a range; None where the duration is unknown or no place was found."""
         if self.offer is None or self.estimate.low is None or self.estimate.high is None:
             return None
-        hourly = self.offer.price_per_hour / 3600
+        hourly = self.offer.price_per_hour * self.at_once / 3600
         return self.estimate.low * hourly, self.estimate.high * hourly
 
     def card(self) -> Card:
@@ -130,6 +132,7 @@ class Plan(Shown, Generic[T]):
         offers = [asdict(offer) for offer in self.offers]
         chosen = None if self.offer is None else list(self.offers).index(self.offer)
         facts = {"title": self.title, "needs": asdict(self.needs), "estimate": asdict(self.estimate), "spot": self.spot}
+        facts["at_once"] = self.at_once
         return {**facts, "offers": offers, "offer": chosen, "cost": None if self.cost is None else list(self.cost)}
 
     @classmethod
@@ -145,7 +148,16 @@ class Plan(Shown, Generic[T]):
             offers = tuple(Offer(**offer) for offer in data["offers"])
             chosen = None if data["offer"] is None else offers[data["offer"]]
             needs, estimate = Needs(**data["needs"]), Estimate(**data["estimate"])
-            return cls(str(data["title"]), needs, chosen, offers, estimate, _without_work, bool(data["spot"]))
+            return cls(
+                str(data["title"]),
+                needs,
+                chosen,
+                offers,
+                estimate,
+                _without_work,
+                bool(data["spot"]),
+                int(data.get("at_once", 1)),
+            )
         except (KeyError, IndexError, TypeError) as error:
             raise IntegrityError(f"the stored plan cannot be read: {error!r}", fix="plan again") from None
 

@@ -95,6 +95,12 @@ class _Advance:
         return any(attempt.get("started") for attempt in self.attempts)
 
     @property
+    def _why_cancelled(self) -> str:
+        """Why it is to end: a search says why it stops a trial."""
+        wish = self.record.desired.get("cancel")
+        return wish if isinstance(wish, str) else "cancelled"
+
+    @property
     def _job_file(self) -> bytes:
         return self.spec.model_dump_json().encode()
 
@@ -123,7 +129,7 @@ class _Advance:
     def _next_attempt(self) -> None:
         """Start the first attempt, or the one after an attempt that was lost."""
         if self.record.desired.get("cancel"):
-            self.end("cancelled", reason="cancelled" if self.attempts else "cancelled before it started")
+            self.end("cancelled", reason=self._why_cancelled if self.attempts else "cancelled before it started")
         elif self.attempts and self._lease_passed():
             return
         else:
@@ -183,7 +189,7 @@ class _Advance:
         what = redact(error.what)
         over = bool(self.attempts) and "ended" in self.attempts[-1]
         if over and self.record.desired.get("cancel"):
-            self.end("cancelled", reason="cancelled")
+            self.end("cancelled", reason=self._why_cancelled)
         elif over and self._lease_passed():
             return
         elif self.record.phase == "queued" and not error.temporary:
@@ -202,7 +208,7 @@ class _Advance:
         elif error is not None:
             self.end("failed", reason=error["what"], fix=error["fix"], frames=error["frames"])
         elif self.record.desired.get("cancel"):
-            self.end("cancelled", reason="cancelled")
+            self.end("cancelled", reason=self._why_cancelled)
         elif self._lease_passed():
             return
         elif status.phase == "cancelled":
@@ -237,7 +243,10 @@ class _Advance:
         model = result.get("model")
         if model is not None:
             self._check_model(model)
-            self.ledger.add_model(model["name"], model["version"], model["uri"], model["digest"], self.spec.name)
+            if not self.record.desired.get(
+                "parent"
+            ):  # of the trials of a search, only the best one's is recorded, by the search
+                self.ledger.add_model(model["name"], model["version"], model["uri"], model["digest"], self.spec.name)
         change = {
             "seconds": seconds,
             "reason": "",
