@@ -124,7 +124,7 @@ class Inventory(Shown):
         spent = (
             f"{money(entry.spending.amount, entry.spending.currency)}" if entry.spending and entry.spending.currency else "–"
         )
-        left = self._ledger.lease_left(record.kind, record.name)
+        left = self._ledger.lease_left(record.kind, record.desired.get("parent") or record.name)
         return (
             record.ref,
             entry.phase,
@@ -190,7 +190,7 @@ class Cleanup(Shown):
     def _end_supervisor(self, deadline: float) -> None:
         home = self._ledger.home
         pid = supervisor_pid(home)
-        if not pid or any(self._ledger.mine(record) for record in self._ledger.records(alive=True)):
+        if pid in (None, os.getpid()) or any(self._ledger.mine(record) for record in self._ledger.records(alive=True)):
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)

@@ -57,7 +57,7 @@ def due(ledger: Ledger, record: Record) -> float | None:
     again = asks_again(record.status)
     if again is not None:
         return again
-    left = ledger.lease_left("run", record.name)
+    left = ledger.lease_left("run", _leased(record))
     return None if left is None else ledger.clock.now() + left
 
 
@@ -88,6 +88,7 @@ class _Advance:
         self.spec = TrainSpec.model_validate(record.spec)
         self.files = RunFiles(self.spec)
         self.attempts: list[dict[str, Any]] = [dict(attempt) for attempt in record.status.get("attempts", [])]
+        self.leased = _leased(record)
 
     @property
     def started(self) -> bool:
@@ -120,7 +121,7 @@ class _Advance:
             self._submit()
             return
         if status.phase in ("starting", "running"):
-            if self.record.desired.get("cancel") or self.ledger.lease_expired("run", self.spec.name):
+            if self.record.desired.get("cancel") or self.ledger.lease_expired("run", self.leased):
                 self.driver.cancel(job)  # before the store is asked, which may be away
             self._alive(status)
             return
@@ -139,7 +140,7 @@ class _Advance:
         """Choose a place, note a new attempt there, and submit it."""
         recorded = self.record.desired.get("offer") if not self.attempts else None
         offer = Offer(**recorded) if recorded else place(self.driver, needs_of(self.spec), spot=self.spec.spot_policy == "spot")
-        if not self.attempts:
+        if not self.attempts and self.leased == self.spec.name:
             self.ledger.renew_lease("run", self.spec.name, self.spec.lease)
         self.files.folder.write(JOB, self._job_file)  # before the note: without it a worker could not begin
         number = max((attempt["number"] for attempt in self.attempts), default=0) + 1
@@ -154,7 +155,7 @@ class _Advance:
         attempt = self.attempts[-1]
         folder = self.record.desired.get("folder", "")
         argv = ["-m", "cloudai.training.worker", "--store", self.spec.store, "--run", self.spec.name]
-        argv += ["--attempt", str(attempt["number"]), "--lease-file", str(self.ledger.lease_file("run", self.spec.name))]
+        argv += ["--attempt", str(attempt["number"]), "--lease-file", str(self.ledger.lease_file("run", self.leased))]
         argv += ["--digest", sha256(self._job_file)]
         job = Job(attempt["job"], tuple(argv), _environment(self.spec), needs_of(self.spec), folder)
         try:
@@ -218,7 +219,7 @@ class _Advance:
 
     def _lease_passed(self) -> bool:
         """End the run if its lease has passed; returns whether it has."""
-        passed = self.ledger.lease_expired("run", self.spec.name)
+        passed = self.ledger.lease_expired("run", self.leased)
         if passed:
             self.end("cancelled", reason="its lease has passed and nobody renewed it", fix="attach and train again with lease=")
         return passed
@@ -243,9 +244,7 @@ class _Advance:
         model = result.get("model")
         if model is not None:
             self._check_model(model)
-            if not self.record.desired.get(
-                "parent"
-            ):  # of the trials of a search, only the best one's is recorded, by the search
+            if self.leased == self.spec.name:  # of the trials of a search, the search records the best one's
                 self.ledger.add_model(model["name"], model["version"], model["uri"], model["digest"], self.spec.name)
         change = {
             "seconds": seconds,
@@ -305,6 +304,11 @@ class _Advance:
         if phase in ENDED:
             mark_behind(self.ledger.home, self.spec)
         self.ledger.observe("run", self.spec.name, phase, {"attempts": self.attempts, **change}, event=event)
+
+
+def _leased(record: Record) -> str:
+    """Return the name that has the lease: a trial goes on for as long as its search may."""
+    return str(record.desired.get("parent") or record.name)
 
 
 def _environment(spec: TrainSpec) -> dict[str, str]:

@@ -25,7 +25,6 @@ from cloudai.training.search.trials import TrialState, parent_of, reports_of, se
 
 __all__ = ["advance"]
 
-_LEASE_DRIFT = 1.0  # seconds that a trial's lease may differ from its search's
 _FACTS = ("kind", "signature", "metrics", "features", "labels")
 
 
@@ -103,14 +102,7 @@ class _Advance:
             if child.ended:
                 trial.phase, trial.reason, trial.fix = "failed", error.what, error.fix
         self._note(_told(trial, self.search.metric))
-        if trial.under_way:
-            self._act(trial, child)
-
-    def _act(self, trial: TrialState, child: Record) -> None:
-        """Stop a trial that was found too weak, which has been noted; let another go on for as long as the search may."""
-        if not trial.stopping:
-            self._carry_lease(trial.name)
-        elif not child.desired.get("cancel"):
+        if trial.stopping and not child.desired.get("cancel"):
             self.ledger.want("run", trial.name, {"cancel": trial.reason})
 
     def _judge(self, trial: TrialState, spec: TrainSpec, reports: list[Row]) -> None:
@@ -149,12 +141,6 @@ class _Advance:
             if trial.value is None:
                 trial.phase, trial.reason = "failed", f"it never reported {self.search.metric!r}"
                 trial.fix = "name a metric that the function reports in Search(metric=…)"
-
-    def _carry_lease(self, name: str) -> None:
-        """Let a trial go on for as long as the search may."""
-        left, theirs = self.ledger.lease_left("run", self.base.name), self.ledger.lease_left("run", name)
-        if left != theirs and (left is None or theirs is None or abs(left - theirs) > _LEASE_DRIFT):
-            self.ledger.renew_lease("run", name, left)
 
     def _why_over(self) -> str:
         """Say why the search is to end before all trials have; empty where it goes on."""
