@@ -144,7 +144,7 @@ def test_trials_that_fail_do_not_fail_the_search_and_where_all_fail_it_says_the_
         assert run.model.signature.outputs[0].shape == (-1, 2)
         bad = train(Search({"config.width": integers(3, 4)}, trials=2), work, name="bad")
         with pytest.raises(
-            errors.RunFailedError, match="no trial succeeded; bad-001 failed: ValueError: width . is too wide"
+            errors.RunFailedError, match=r"no trial succeeded; bad-001 failed: ValueError: width . is"
         ) as caught:
             bad.wait(progress=False)
         assert "raise ValueError" in caught.value.frames
