@@ -73,6 +73,8 @@ class Plan(Shown, Generic[T]):
     launch: Callable[[], T] = field(compare=False)
     spot: bool = False
     """Whether spot machines were asked for."""
+    limits: str = ""
+    """Its budget and deadline, and whether the estimate stays within them; empty where there are none."""
     at_once: int = 1
     """How many such places are taken at the same time, by the trials of a search."""
 
@@ -95,6 +97,7 @@ class Plan(Shown, Generic[T]):
             ("time", _span(self.estimate)),
             ("basis", self.estimate.basis),
             ("cost", self._cost_text()),
+            *([("limits", self.limits)] if self.limits else []),
         ]
         rows = [
             (
@@ -132,7 +135,7 @@ class Plan(Shown, Generic[T]):
         offers = [asdict(offer) for offer in self.offers]
         chosen = None if self.offer is None else list(self.offers).index(self.offer)
         facts = {"title": self.title, "needs": asdict(self.needs), "estimate": asdict(self.estimate), "spot": self.spot}
-        facts["at_once"] = self.at_once
+        facts |= {"limits": self.limits, "at_once": self.at_once}
         return {**facts, "offers": offers, "offer": chosen, "cost": None if self.cost is None else list(self.cost)}
 
     @classmethod
@@ -148,16 +151,9 @@ class Plan(Shown, Generic[T]):
             offers = tuple(Offer(**offer) for offer in data["offers"])
             chosen = None if data["offer"] is None else offers[data["offer"]]
             needs, estimate = Needs(**data["needs"]), Estimate(**data["estimate"])
-            return cls(
-                str(data["title"]),
-                needs,
-                chosen,
-                offers,
-                estimate,
-                _without_work,
-                bool(data["spot"]),
-                int(data.get("at_once", 1)),
-            )
+            title, spot, limits = str(data["title"]), bool(data["spot"]), str(data.get("limits", ""))
+            at_once = int(data.get("at_once", 1))
+            return cls(title, needs, chosen, offers, estimate, _without_work, spot, limits, at_once)
         except (KeyError, IndexError, TypeError) as error:
             raise IntegrityError(f"the stored plan cannot be read: {error!r}", fix="plan again") from None
 
