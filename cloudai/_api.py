@@ -451,7 +451,9 @@ def _refuse_spot(spec: TrainSpec) -> None:
 def _start_schedule(prepared: Prepared, spec: ScheduleSpec) -> Schedule:
     ledger = open_ledger()
     driver = registry.train_driver(spec.train.on)
-    _offer_at_once(driver, run_needs(spec.train), spot=spec.train.spot_policy == "spot")
+    offer = _offer_at_once(driver, run_needs(spec.train), spot=spec.train.spot_policy == "spot")
+    if offer is not None:
+        Limits.of(spec.train.budget, spec.train.deadline, ledger.clock.now()).refuse_uncounted(Offer(**offer))
     prepared.put(Store(spec.train.store))
     wanted, anywhere = {"folder": str(Path.cwd())}, not driver.capabilities.here
     record = ledger.replace("schedule", spec.train.name, spec.model_dump(mode="json"), wanted, anywhere=anywhere)

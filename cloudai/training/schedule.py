@@ -19,6 +19,7 @@ from cloudai.specs.search import Search
 from cloudai.specs.training import TrainSpec
 from cloudai.state.handles import Handle
 from cloudai.state.ledger import Ledger, Record
+from cloudai.training.limits import Limits
 from cloudai.training.tables import Table, survey
 
 __all__ = ["Schedule", "ScheduledRun", "advance", "due", "schedule_spec"]
@@ -37,6 +38,10 @@ def schedule_spec(cron: str, timezone: str, data: Any, train: TrainSpec, search:
     SpecError
         If the times cannot be understood, or every run would train on the same rows.
     """
+    if isinstance(train.deadline, datetime):
+        raise SpecError(
+            f"the deadline {train.deadline.isoformat()} is one time", fix="give how long a run may take, such as '2h'"
+        )
     most = 63 - _STAMP_LENGTH - 4 * (search is not None)
     if len(train.name) > most:
         raise SpecError(f"the name {train.name!r} is too long for a schedule", fix=f"give name= up to {most} characters")
@@ -182,7 +187,8 @@ class _Advance:
             return
         search = None if self.spec.search is None else self.spec.search.model_dump(mode="json")
         folder = self.record.desired.get("folder", "")
-        wanted = {"folder": folder, "offer": None, "schedule": self.record.name, **({"search": search} if search else {})}
+        limits = Limits.of(spec.budget, spec.deadline, self.ledger.clock.now()).to_json()
+        wanted = {"folder": folder, "offer": None, "schedule": self.record.name, "limits": limits, "search": search}
         try:
             dumped = spec.model_dump(mode="json")
             self.ledger.create("run", name, dumped, wanted, anywhere=self.record.anywhere, home=self.record.home)

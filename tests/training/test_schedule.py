@@ -193,6 +193,14 @@ def test_a_supervisor_that_dies_before_it_records_the_run_is_followed_by_one_tha
         assert runs(handle) == [("nightly-20260101-0300", "succeeded")]
 
 
+def test_limits_are_those_of_each_run():
+    with Simulation(durations={"m": "3h"}) as simulation:
+        handle = schedule(work=load_and_train, budget=cloudai.Budget(usd=1))
+        simulation.advance("60h")
+        assert [what for _, what in runs(handle)] == ["stopped"] * 3
+        assert simulation.bill.total == pytest.approx(3, abs=0.05)
+
+
 def test_each_run_of_a_schedule_may_be_a_search():
     with Simulation() as simulation:
         search = Search({"config.x": uniform(0, 1)}, trials=2, metric="loss")
@@ -215,6 +223,7 @@ def test_each_run_of_a_schedule_may_be_a_search():
         ({"timezone": "Europe/Berlni"}, r"no time zone 'Europe/Berlni'\n.*'Europe/Berlin'"),
         ({"timezone": "../etc/passwd"}, "no time zone"),
         ({"name": "n" * 60}, "too long for a schedule"),
+        ({"deadline": datetime(2030, 1, 1, tzinfo=UTC)}, "is one time"),
         ({"search": Search({"lr": uniform(0, 1)})}, "you pass a function"),
     ],
 )

@@ -20,7 +20,10 @@ from cloudai.specs.training import TrainSpec
 from cloudai.state.ledger import Ledger, Record
 from cloudai.training.job import RunFiles
 from cloudai.training.journal import JournalReader, Row
+from cloudai.training.limits import Limits
+from cloudai.training.run import run_spending
 from cloudai.training.search.halving import goes_on, is_rung
+from cloudai.training.search.shares import share
 from cloudai.training.search.trials import TrialState, parent_of, reports_of, search_of, states_of, trial_spec
 
 __all__ = ["advance"]
@@ -63,10 +66,26 @@ class _Advance:
             return
         for trial in self.under_way:
             self._follow(trial)
-        if len(self.under_way) < self.search.parallel and len(self.trials) < len(self.drawn):
+        if self._exhausted and not self.under_way:
+            self._stop()
+        elif len(self.under_way) < self.search.parallel and not self._exhausted and self._waiting:
             self._begin()
         elif not self.under_way:
             self._finish()
+
+    @property
+    def _limits(self) -> Limits:
+        return Limits.from_json(self.record.desired.get("limits"))
+
+    @property
+    def _exhausted(self) -> bool:
+        """Whether a trial has come to the present limits, so that none is begun before they are others."""
+        return "exhausted" in self.record.status and self.record.status["exhausted"] == self.record.desired.get("limits")
+
+    @property
+    def _waiting(self) -> int:
+        """How many trials can still be begun, or go on after a limit."""
+        return len(self.drawn) - len(self.trials) + sum(trial.phase == "limited" for trial in self.trials)
 
     def _spec(self, trial: TrialState) -> TrainSpec:
         return trial_spec(self.base, trial.parameters, self.trials.index(trial) + 1)
@@ -75,14 +94,49 @@ class _Advance:
         """Note the next trial, then record it."""
         if not self.trials:
             self.ledger.renew_lease("run", self.base.name, self.base.lease)
-        drawn = self.drawn[len(self.trials)]
-        trial = TrialState(trial_spec(self.base, drawn, len(self.trials) + 1).name, drawn)
-        self.trials.append(trial)
+        trial = next((trial for trial in self.trials if trial.phase == "limited"), None) or self._next()
+        limits = self._share_of(trial)
+        if limits is None:
+            self._exhaust()
+            return
+        trial.phase, trial.reason, trial.fix, trial.limits = "running", "", "", limits.to_json()
+        if trial not in self.trials:
+            self.trials.append(trial)
         self._note("")
-        self._record(trial)
+        self._follow(trial)
+
+    def _next(self) -> TrialState:
+        drawn = self.drawn[len(self.trials)]
+        return TrialState(trial_spec(self.base, drawn, len(self.trials) + 1).name, drawn)
+
+    def _share_of(self, trial: TrialState) -> Limits | None:
+        """Return what a trial may cost that is to begin or to go on; None where nothing is left."""
+        others = [other for other in self.trials if other is not trial]
+        runs = {other.name: Limits.from_json(other.limits).budget for other in others if other.under_way}
+        reserved = {name: budget.amount for name, budget in runs.items() if budget is not None}
+        ended = sum(self._spent(other) for other in others if not other.under_way)
+        free = min(self.search.parallel - len(runs), self._waiting)
+        return share(self._limits, self._spent(trial), ended, reserved, free)
+
+    def _spent(self, trial: TrialState) -> float:
+        child = self._child(trial)
+        return 0.0 if child is None else run_spending(child, self.ledger.clock.now()).amount
+
+    def _exhaust(self) -> None:
+        """Note that the present limits are reached: what runs goes on within its own, and nothing else is begun."""
+        self._observe("running", {"exhausted": self.record.desired.get("limits")}, "")
+        self.record = self.ledger.get("run", self.base.name)
+
+    def _stop(self) -> None:
+        """End a search that has come to its limit, and say how it goes on."""
+        done = sum(trial.phase not in ("limited", "running") for trial in self.trials)
+        limited = (f"{trial.name}: {trial.reason}" for trial in self.trials if trial.phase == "limited")
+        reason = f"{done} of {len(self.drawn)} trials are done with {self._limits}; {next(limited, 'nothing is left')}"
+        self._observe("stopped", {"reason": reason, "fix": self._limits.fix(self.base.name)}, f"stopped: {reason}")
 
     def _record(self, trial: TrialState) -> None:
         wanted = {"folder": self.record.desired.get("folder", ""), "offer": None, "parent": self.base.name}
+        wanted["limits"] = trial.limits
         spec = self._spec(trial).model_dump(mode="json")
         self.ledger.create("run", trial.name, spec, wanted, anywhere=self.record.anywhere, home=self.record.home)
 
@@ -91,6 +145,10 @@ class _Advance:
         child = self._child(trial)
         if child is None:  # the supervisor before us died between its note and its deed; or a run has that name
             self._record(trial)
+            return
+        if child.phase == "stopped" and child.desired.get("limits") != trial.limits:
+            wanted = {"limits": trial.limits, "cancel": False}
+            self.ledger.revive("run", trial.name, wanted, event="goes on with its search")
             return
         spec = TrainSpec.model_validate(child.spec)
         try:
@@ -135,6 +193,9 @@ class _Advance:
         if reports:
             trial.value, trial.step = reports[-1].metrics[self.search.metric], reports[-1].step
         trial.phase, trial.reason, trial.fix = child.phase, child.status.get("reason", ""), child.status.get("fix", "")
+        if child.phase == "stopped":
+            trial.phase = "limited"
+            self._exhaust()
         if child.phase == "succeeded":
             result = JournalReader(RunFiles(spec).folder).result() or {}
             trial.value = result.get("metrics", {}).get(self.search.metric, trial.value)

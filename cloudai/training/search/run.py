@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cloudai.display import Card, Shown, Table, duration, money
-from cloudai.errors import CloudAIError, NotFoundError
+from cloudai.errors import CloudAIError, NotFoundError, NotReadyError
 from cloudai.planning.spending import Spending, spending
 from cloudai.specs.search import Search
 from cloudai.specs.training import TrainSpec
 from cloudai.state.ledger import Ledger, Record
 from cloudai.training.journal import Row
+from cloudai.training.profiling import Trace
 from cloudai.training.run import Run, RunStatus, run_spans, run_spending
 from cloudai.training.search.trials import TrialState, reports_of, search_of, states_of
 
@@ -32,7 +33,8 @@ class Trial:
     value : float or None
         The metric, as last reported.
     phase : str
-        ``waiting``, ``running``, ``succeeded``, ``stopped`` (early), ``failed``, ``cancelled`` or ``rejected``.
+        ``waiting``, ``running``, ``succeeded``, ``stopped`` (early), ``limited`` (by the budget or deadline), ``failed``,
+        ``cancelled`` or ``rejected``.
     step : int or None
         The step of that report.
     reason : str
@@ -200,6 +202,16 @@ class SearchRun(Run):
     def _child(self, name: str) -> Record:
         return self._ledger.get("run", name)
 
+    def profile(self, steps: int = 20) -> Trace:
+        """Refuse: a profile is of one trial.
+
+        Raises
+        ------
+        NotReadyError
+            Always.
+        """
+        raise NotReadyError(f"{self.name!r} is a search", fix="profile one of its trials: cloudai.attach('run/…').profile()")
+
     def track(self, *, wait: bool = False) -> Run:
         """Tell the tracker everything once more of each trial that has ended; see `Run.track`."""
         for name, child in self._children.items():
@@ -220,6 +232,7 @@ class SearchRun(Run):
             ("trials", f"{', '.join(counts)}; {self.search.parallel} at once"),
             ("stopped early", f"by reports of {self.search.metric}: {early}"),
             ("spent", str(self.cost)),
+            *self._limits_shown(),
             ("exact", "yes, bit for bit" if self.exact else f"not promised: {self.why_not_exact}"),
         ]
         note = f"as of {self.age}; cloudai.attach({self.ref!r}) brings it back"

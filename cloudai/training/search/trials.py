@@ -32,11 +32,14 @@ class TrialState:
     Attributes
     ----------
     phase : str
-        ``running``, then ``succeeded``, ``stopped`` (early), ``failed``, ``cancelled`` or ``rejected``.
+        ``running``, then ``succeeded``, ``stopped`` (early), ``limited`` (its part of the budget is used up, or the deadline
+        reached), ``failed``, ``cancelled`` or ``rejected``.
     rungs : dict
         The metric at each rung that it came to, by the number of reports.
     judged : int
         How many reports have been judged.
+    limits : dict
+        What it may cost and until when, as `Limits`: its part of the search's budget.
     """
 
     name: str
@@ -48,6 +51,7 @@ class TrialState:
     step: int | None = None
     reason: str = ""
     fix: str = ""
+    limits: dict[str, Any] = field(default_factory=dict)
 
     @property
     def under_way(self) -> bool:

@@ -313,3 +313,34 @@ def test_logs_say_which_trial_wrote_them():
         lines = list(run.logs())
         assert any(line.startswith("s-001: step") for line in lines)
         assert any(line.startswith("s-002: step") for line in lines)
+
+
+def test_a_budget_is_for_all_trials_together_and_a_stopped_search_goes_on_with_a_larger_one():
+    with Simulation() as simulation:
+        run = train(Search(SPACE, trials=4, grace=None), budget=cloudai.Budget(usd=2.5), lease=None)
+        with pytest.raises(errors.RunFailedError, match=r"(?s)2 of 4 trials are done with at most 2.50 USD.*resume\("):
+            run.wait(progress=False)
+        assert [trial.phase for trial in run.trials] == ["succeeded", "succeeded", "limited", "limited"]
+        assert 2.3 < simulation.bill.total <= 2.5
+        assert run.cost.amount == pytest.approx(simulation.bill.total)
+        run.resume(budget=cloudai.Budget(usd=6)).wait(progress=False)
+        assert [trial.phase for trial in run.trials] == ["succeeded"] * 4
+        assert [cloudai.attach(f"run/{trial.name}").status.attempt for trial in run.trials] == [1, 1, 2, 2]
+        assert run.cost.amount == pytest.approx(simulation.bill.total)
+        assert simulation.bill.total < 4.5, "it went on from its checkpoints"
+        assert run.model.name == "m"
+
+
+def test_a_deadline_is_for_all_trials():
+    with Simulation() as simulation:
+        run = train(Search(SPACE, trials=4, grace=None), deadline="90m")
+        simulation.advance("80m")
+        assert run.phase == "running"
+        simulation.advance("12m")
+        assert (run.phase, "the deadline" in run.status.reason) == ("stopped", True)
+        assert simulation.bill.lines[-1].end <= 1.5
+
+
+def test_a_profile_is_of_a_trial():
+    with Simulation(), pytest.raises(errors.NotReadyError, match="is a search"):
+        train(Search(SPACE, trials=2)).profile()
