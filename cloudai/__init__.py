@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from cloudai.specs.limits import Budget
     from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy
     from cloudai.specs.resources import Resources, ScalingPolicy
+    from cloudai.specs.search import Search, choice, integers, log_uniform, uniform
     from cloudai.specs.serving import ServerLimits
     from cloudai.specs.texts import Lora
     from cloudai.specs.training import CheckpointPolicy
     from cloudai.training.context import Context
     from cloudai.training.run import Run
+    from cloudai.training.schedule import Schedule
     from cloudai.training.tables import Table
 
 __version__ = "0.1.0"
@@ -46,20 +48,26 @@ _WHERE = {
     "Resources": "cloudai.specs.resources",
     "Run": "cloudai.training.run",
     "ScalingPolicy": "cloudai.specs.resources",
+    "Schedule": "cloudai.training.schedule",
+    "Search": "cloudai.specs.search",
     "ServerLimits": "cloudai.specs.serving",
     "Table": "cloudai.training.tables",
     "attach": "cloudai._api",
+    "choice": "cloudai.specs.search",
     "cleanup": "cloudai._api",
     "costs": "cloudai._api",
     "deploy": "cloudai._api",
     "drivers": "",
     "errors": "",
+    "integers": "cloudai.specs.search",
     "load_model": "cloudai._api",
+    "log_uniform": "cloudai.specs.search",
     "monitor": "cloudai._api",
     "plan": "cloudai._api",
     "ps": "cloudai._api",
     "settings": "",
     "train": "cloudai._api",
+    "uniform": "cloudai.specs.search",
     "widgets": "",
 }
 
@@ -78,20 +86,26 @@ __all__ = [
     "Resources",
     "Run",
     "ScalingPolicy",
+    "Schedule",
+    "Search",
     "ServerLimits",
     "Table",
     "attach",
+    "choice",
     "cleanup",
     "costs",
     "deploy",
     "drivers",
     "errors",
+    "integers",
     "load_model",
+    "log_uniform",
     "monitor",
     "plan",
     "ps",
     "settings",
     "train",
+    "uniform",
     "widgets",
 ]
 
