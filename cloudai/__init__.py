@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cloudai import drivers, errors, settings, widgets
-    from cloudai._api import attach, cleanup, costs, deploy, load_model, monitor, plan, ps, train
+    from cloudai._api import attach, benchmark, cleanup, costs, deploy, load_model, monitor, plan, ps, train
     from cloudai.artifacts.model import Model
+    from cloudai.benchmarking.benchmark import Benchmark
     from cloudai.monitoring.decide import Decision
     from cloudai.monitoring.monitor import Monitor
     from cloudai.planning.plan import Plan
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Benchmark": "cloudai.benchmarking.benchmark",
     "CheckpointPolicy": "cloudai.specs.training",
     "Context": "cloudai.training.context",
     "Decision": "cloudai.monitoring.decide",
@@ -44,6 +46,7 @@ _WHERE = {
     "ServerLimits": "cloudai.specs.serving",
     "Table": "cloudai.training.tables",
     "attach": "cloudai._api",
+    "benchmark": "cloudai._api",
     "cleanup": "cloudai._api",
     "costs": "cloudai._api",
     "deploy": "cloudai._api",
@@ -59,6 +62,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "Benchmark",
     "CheckpointPolicy",
     "Context",
     "Decision",
@@ -73,6 +77,7 @@ __all__ = [
     "ServerLimits",
     "Table",
     "attach",
+    "benchmark",
     "cleanup",
     "costs",
     "deploy",

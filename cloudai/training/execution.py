@@ -97,6 +97,7 @@ class _Worker:
         self._latest: dict[str, float] = {}
         self._classifier: Classifier | None = None
         self._base = ""
+        self._outcome: str | None = None
         if group.rank == 0:
             about = {"pid": os.getpid(), "total_steps": total_steps(spec)}
             doing = {"doing": "reading the data"} if spec.work.source is not None else {}
@@ -192,6 +193,9 @@ class _Worker:
             return module, loop.fit(module, self.context)
         if work.kind == "text":
             return self._fine_tuned()
+        if work.kind == "benchmark":
+            self._outcome = resolve(work.entry)(self.context)
+            return None, self._latest
         returned = resolve(work.entry)(self.context)
         if returned is not None and not isinstance(returned, torch.nn.Module):
             raise SpecError(f"the function returned a {type(returned).__name__}", fix="return a torch.nn.Module, or nothing")
@@ -283,6 +287,8 @@ class _Worker:
         result: dict[str, Any] = {"metrics": dict(metrics), "exact": exact, "why_not_exact": "" if exact else _OWN_LOOP}
         if model is not None:
             result["model"] = {"name": model.name, "version": model.version, "uri": model.uri, "digest": model.digest}
+        if self._outcome is not None:
+            result["outcome"] = self._outcome
         self.journal.update(doing="recording in the tracker")
         self.files.folder.write_json("result.json", result)  # before the tracker: the run has succeeded, whatever it says
         self.close(succeeded=True, model=tracked_model(result))
