@@ -151,7 +151,7 @@ def prepare_benchmark(
         on=on,
         config=asked.model_dump(mode="json"),
         loop=chosen.loop(epochs=_ENDLESS if mode == "window" else None),
-        resources=resources if resources is not None else _resources(on, device),
+        resources=_resources(on, device, resources),
         lease=now.run_lease if lease is None else lease,
         store=now.store,
         tracking=now.tracking,
@@ -197,10 +197,14 @@ def _full(workload: Workload, mode: str, pretrained: str, data: Any, files: dict
     return {"pretrained": str(folder.absolute()) if folder.is_dir() else pretrained, "train": keys[0], "dev": keys[1]}
 
 
-def _resources(on: str, device: str) -> Resources:
+def _resources(on: str, device: str, given: Resources | None) -> Resources:
     """Return all cores of this machine, or what a driver gives by default; with a GPU where one is wanted and can be had."""
     if device not in ("auto", "cpu", "gpu"):
         raise SpecError(f"device={device!r}", fix="take 'auto', 'cpu' or 'gpu'")
+    if given is not None:
+        if device != "auto":
+            raise SpecError("device= and resources= both say where", fix="leave device= out")
+        return given
     driver = registry.train_driver(on)
     cpus = float(os.cpu_count() or 1) if driver.capabilities.here else 1.0
     gpus = int(device == "gpu")

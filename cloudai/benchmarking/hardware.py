@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import os
 import platform
 import resource
 import sys
@@ -14,8 +15,10 @@ from pathlib import Path
 import psutil
 import torch
 
-__all__ = ["fitting_rows", "growth", "name_of", "peak_memory", "peak_operations"]
+__all__ = ["fitting_rows", "growth", "how_busy", "name_of", "peak_memory", "peak_operations"]
 
+_BUSY = 0.5
+"""The load of the last minute, for each core, from which on a machine counts as busy."""
 _SPARE = 0.5
 """The share of the free memory that a step may take on a processor, where too much ends the process."""
 
@@ -64,6 +67,12 @@ def peak_memory(device: torch.device) -> tuple[int, str]:
 
 def _peak_of_process() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def how_busy() -> tuple[str, ...]:
+    """Say that others use this machine's processors, where they do so much that figures are worth less."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return (f"the machine was busy: a load of {load:.1f} on {cores} cores",) if load > _BUSY * cores else ()
 
 
 def growth(act: Callable[[], None]) -> float:

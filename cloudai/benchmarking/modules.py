@@ -102,13 +102,19 @@ def operations(workload: Workload, module: torch.nn.Module) -> float:
     return float((2.0 * weights * workload.length + attention) * (3 if workload.act == "train" else 1))
 
 
-def random_rows(workload: Workload, count: int, seed: int = 0) -> torch.Tensor:
-    """Draw rows as the module takes them, on the host: int64[count, length] tokens, or float32[count, inputs]."""
-    generator = torch.Generator().manual_seed(seed)
+def random_rows(workload: Workload, count: int, words: int | None = None) -> torch.Tensor:
+    """Draw rows as the module takes them, on the host: int64[count, length] tokens, or float32[count, inputs].
+
+    Parameters
+    ----------
+    words : int, optional
+        How many tokens the module knows, where these are others than the workload's.
+    """
+    generator = torch.Generator().manual_seed(0)
     shape: dict[str, Any] = dict(workload.architecture)
     if workload.task == "classes":
         return torch.randn(count, shape["inputs"], generator=generator)
-    return torch.randint(shape["vocab_size"], (count, workload.length), generator=generator)
+    return torch.randint(words or shape["vocab_size"], (count, workload.length), generator=generator)
 
 
 def random_examples(workload: Workload, device: torch.device) -> Examples:

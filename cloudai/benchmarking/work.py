@@ -105,6 +105,7 @@ class _Bench:
         self.context, self.asked, self.workload, self.device = context, asked, asked.workload, context.device
         self.bfloat16 = uses_bfloat16(self.workload.precision, self.device)
         self.meter = meter_of(self.device)
+        self._notes = hardware.how_busy()  # before we are what makes it busy
         self._said_at = time.monotonic()
 
     def train_window(self) -> Measurement:
@@ -156,7 +157,7 @@ class _Bench:
         if len(counted) != self.workload.features:
             notes.append(f"your data gives {len(counted)} sequences an epoch, the workload has {self.workload.features}")
         are = "measured" if whole else "extrapolated"
-        return {"hours": seconds / 3600, "hours_are": are, "sequences": sequences, "notes": tuple(notes)}
+        return {"hours": seconds / 3600, "hours_are": are, "sequences": sequences, "notes": (*self._notes, *notes)}
 
     def _fitting(self, module: torch.nn.Module, examples: Examples) -> int | None:
         """Return how many rows to compute at once; None where the loop finds that out by itself, as on a GPU."""
@@ -222,7 +223,8 @@ class _Bench:
         """Measure what is left, and put it all together."""
         peak_bytes, peak_of = hardware.peak_memory(self.device)
         needed = operations(self.workload, module)
-        served, row = self._serving(module), random_rows(self.workload, 1)
+        row = random_rows(self.workload, 1, _words(module))
+        served = self._serving(module)
         latency = measure_latency(lambda: self._pass(served, row), self.asked.seconds)
         self.context.stop_if_told()
         device, dtype = hardware.name_of(self.device), "bfloat16" if self.bfloat16 else "float32"
@@ -253,12 +255,19 @@ class _Bench:
             joules_of=self.meter.source if self.meter is not None else "",
             f1=None,
             exact_match=None,
+            notes=self._notes,
             versions=_versions(),
         )
 
 
 def _questions(files: RunFiles, key: str) -> list[squad.Question]:
     return squad.read_questions(files.store.read_verified(key, Path(key).name.partition(".")[0]), key)
+
+
+def _words(module: torch.nn.Module) -> int | None:
+    """Return how many tokens a module knows; None for one that takes no tokens."""
+    tables = (part for part in module.modules() if isinstance(part, torch.nn.Embedding))
+    return next((table.num_embeddings for table in tables), None)
 
 
 def _versions() -> dict[str, str]:
