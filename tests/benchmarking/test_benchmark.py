@@ -90,7 +90,7 @@ def squad_files(tmp_path):
 def test_a_full_run_trains_and_answers(squad_files):
     model, data = squad_files
     with Simulation():
-        started = cloudai.benchmark("bert-tiny-squad", mode="full", model=model, data=data, on="simulated")
+        started = cloudai.benchmark("bert-tiny-squad", mode="full", model=model, data=data, seconds=0.5, on="simulated")
         measured = started.wait(3600, progress=False).result.measurement
     assert (measured.mode, measured.hours_are, measured.sequences) == ("full", "measured", 9)
     assert measured.steps == 3

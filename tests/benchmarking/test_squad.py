@@ -45,7 +45,7 @@ def test_a_file_is_read():
 
 @pytest.mark.parametrize("bad", [b"", b"[]", b'{"data": 3}', b'{"data": [{"paragraphs": [{}]}]}', b'{"data": []}'])
 def test_another_file_is_refused(bad):
-    with pytest.raises(errors.DataError, match="train.json"):
+    with pytest.raises(errors.DataError, match=r"train\.json"):
         squad.read_questions(bad, "train.json")
 
 
