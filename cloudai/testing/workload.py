@@ -87,10 +87,16 @@ def _train(spec: TrainSpec, attempt: int) -> int:
     from cloudai.training.context import Solo
     from cloudai.training.execution import execute
 
+    class OnProcessor(Solo):
+        """A worker whose GPU is simulated: what it would compute is computed here."""
+
+        def device(self, spec: TrainSpec) -> torch.device:
+            return torch.device("cpu")
+
     before, threads = randomness.snapshot(), torch.get_num_threads()
     try:
         with _without_pid(spec):
-            return execute(spec, attempt, Solo(), lambda: "")
+            return execute(spec, attempt, OnProcessor(), lambda: "")
     finally:
         randomness.restore(before)
         torch.set_num_threads(threads)

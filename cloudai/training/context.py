@@ -40,6 +40,10 @@ class Group(Protocol):
         """Return whether any rank says yes, the same on all of them."""
         ...
 
+    def device(self, spec: TrainSpec) -> torch.device:
+        """Return where this rank computes; `PlacementError` where there is no such device."""
+        ...
+
     def wrap(self, module: Any) -> Any:
         """Return the module so that its gradients are averaged over the ranks."""
         ...
@@ -58,6 +62,10 @@ class Solo:
     def any(self, flag: bool) -> bool:
         """Return the only flag."""
         return flag
+
+    def device(self, spec: TrainSpec) -> torch.device:
+        """Return the first GPU where the run asks for one, else the processor."""
+        return device_of(spec)
 
     def wrap(self, module: Any) -> Any:
         """Return the module itself."""
@@ -88,7 +96,10 @@ class Context:
     before_checkpoint: Callable[[], bool] = lambda: True
     """Called before a checkpoint is committed: what was reported up to it must be written by then, for it is not done again.
     Where it says that it could not, there is no checkpoint."""
-    on_checkpoint: Callable[[int], None] = lambda step: None
+    on_checkpoint: Callable[[int, float], None] = lambda step, at: None
+    """Called when there is a new checkpoint, with its step and the unix time of the state that it holds."""
+    on_first_step: Callable[[], None] = lambda: None
+    """Called when this attempt has taken its first step."""
     on_stall: Callable[[float], None] = lambda seconds: None
     """Called with the seconds for which the training stood still for a checkpoint."""
     stop_reason: Callable[[], str] = lambda: ""
@@ -97,10 +108,11 @@ class Context:
     """How often the run was interrupted before."""
 
     def __post_init__(self) -> None:
-        self._device = device_of(self.spec, self.rank)
+        self._device = self.group.device(self.spec)
         self._found: Checkpoint | None = self.checkpoints.latest(self.rank)
         self._step = self._found.step if self._found else -1
         self._began = self._saved_at = time.monotonic()
+        self._taken_at = 0.0
         self._worked = float(self._found.own.get("worked", 0.0)) if self._found and self._found.own else 0.0
         self._writer = Writer(self.checkpoints, self.rank, self._commit)
         policy = self.spec.checkpoint
@@ -234,10 +246,21 @@ class Context:
         worked = self._worked + ready - self._began
         tree = {"shared": shared, "own": {"random": randomness.snapshot(), "rest": own, "worked": worked}}
         self._writer.begin(step, tree)
+        self._taken_at = time.time()
         self._saved_at = time.monotonic()
         self._cadence.learn(stall=self._saved_at - ready)
         self._next = self._choose_next()
         self.on_stall(self._saved_at - begin)
+
+    @property
+    def saving(self) -> bool:
+        """Whether a checkpoint is on its way to the store."""
+        return not self._writer.idle
+
+    @property
+    def writing_seconds(self) -> float:
+        """How long this worker's part of the last checkpoint was on its way."""
+        return self._writer.seconds
 
     def settle(self) -> None:
         """Wait until the checkpoint that was begun last counts, or was left out."""
@@ -262,7 +285,7 @@ class Context:
 
     def _commit(self, step: int, digests: Sequence[str]) -> None:
         if self.before_checkpoint() and self.checkpoints.commit(step, digests):
-            self.on_checkpoint(step)
+            self.on_checkpoint(step, self._taken_at)
 
     def stop_if_told(self) -> None:
         """End the worker, at a moment when nothing is half done, if it was told to stop."""

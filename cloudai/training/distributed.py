@@ -149,6 +149,12 @@ class RayGroup:
         self._dist.all_reduce(votes, op=self._dist.ReduceOp.MAX)
         return bool(votes.item())
 
+    def device(self, spec: TrainSpec) -> Any:
+        """Return the device that Ray has given to this rank."""
+        import ray.train.torch
+
+        return ray.train.torch.get_device()
+
     def wrap(self, module: Any) -> Any:
         """Return the module under DistributedDataParallel."""
         from torch.nn.parallel import DistributedDataParallel

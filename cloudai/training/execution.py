@@ -111,6 +111,7 @@ class _Worker:
             on_report=self._reported,
             before_checkpoint=self._flush,
             on_checkpoint=self._saved,
+            on_first_step=self._stepped,
             stop_reason=stop_reason,
             interruptions=attempt - 1,
         )
@@ -276,9 +277,13 @@ class _Worker:
         assert self.journal is not None
         return self.journal.flush()
 
-    def _saved(self, step: int) -> None:
+    def _saved(self, step: int, at: float) -> None:
         assert self.journal is not None
-        self.journal.update(checkpoint=step, checkpoint_at=time.time())
+        self.journal.update(checkpoint=step, checkpoint_at=at)
+
+    def _stepped(self) -> None:
+        if self.journal is not None:
+            self.journal.update(first_step_at=time.time())
 
     def _succeeded(self, model: Model | None, metrics: Mapping[str, float]) -> None:
         if self.journal is None:

@@ -82,6 +82,7 @@ class _Fit:
         self.scheduled = self.loop.lr_schedule != "constant" or self.loop.warmup > 0
         self.most = self.loop.micro_batch
         self.epoch, self.batch, self.seen = 0, 0, 0.0
+        self.first = 1
         self.total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.final: dict[str, float] = {}
 
@@ -92,6 +93,7 @@ class _Fit:
 
     def run(self) -> dict[str, float]:
         self._restore()
+        self.first = self.step + 1
         while self.epoch < self.loop.epochs:
             self._epoch()
         return self.final
@@ -103,6 +105,8 @@ class _Fit:
         while self.batch < self.batches:
             loss = self._step(self._rows_of_step(order))
             self.batch += 1
+            if self.step == self.first:
+                self.context.on_first_step()
             if self.step % every == 0 or self.step == 1:
                 self.context.report({"loss": float(loss)}, step=self.step)
             if self.batch < self.batches and self.context.due():
