@@ -18,6 +18,7 @@ from cloudai.training import randomness
 from cloudai.training.cadence import Cadence
 from cloudai.training.checkpoints import Checkpoint, Checkpoints, Writer
 from cloudai.training.devices import device_of
+from cloudai.training.meter import Meter
 
 __all__ = ["Context", "Group", "Solo", "Stopped"]
 
@@ -100,8 +101,9 @@ class Context:
     """Called when there is a new checkpoint, with its step and the unix time of the state that it holds."""
     on_first_step: Callable[[], None] = lambda: None
     """Called when this attempt has taken its first step."""
-    on_stall: Callable[[float], None] = lambda seconds: None
-    """Called with the seconds for which the training stood still for a checkpoint."""
+    works: Callable[[torch.nn.Module, Sequence[torch.Tensor], str], None] = lambda module, inputs, dtype: None
+    """Told once, before the first step, what a step works on, and in which dtype."""
+    meter: Meter = field(default_factory=Meter)
     stop_reason: Callable[[], str] = lambda: ""
     """Says why the worker should end; empty while it should not."""
     interruptions: int = 0
@@ -215,6 +217,8 @@ class Context:
             If a metric is not a finite number: training on would waste the money.
         """
         self._step = self._step + 1 if step is None else step
+        if self.spec.work.kind == "function":
+            self.meter.ended(rows=0)  # what it does in between is its own; a report is a step
         numbers = {name: _finite(name, value, self._step) for name, value in metrics.items()}
         if self.rank == 0 and numbers:
             self.on_report(self._step, numbers)
@@ -239,7 +243,6 @@ class Context:
 
         Training stands still while they are copied, and until the checkpoint before has been written.
         """
-        begin = time.monotonic()
         self.settle()
         ready = time.monotonic()
         shared = {name: _state(part) for name, part in checkpoint.items()} if self.rank == 0 else None
@@ -250,7 +253,7 @@ class Context:
         self._saved_at = time.monotonic()
         self._cadence.learn(stall=self._saved_at - ready)
         self._next = self._choose_next()
-        self.on_stall(self._saved_at - begin)
+        self.meter.stalled(self._saved_at - ready)
 
     @property
     def saving(self) -> bool:
@@ -268,7 +271,7 @@ class Context:
         if self._writer.undecided:
             self._gather()
         self._writer.wait()
-        self.on_stall(time.monotonic() - begin)
+        self.meter.stalled(time.monotonic() - begin)
 
     def _decide(self) -> bool:
         """Let the last checkpoint count if all ranks have written their part of it; returns whether they have."""

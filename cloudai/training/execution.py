@@ -37,6 +37,7 @@ from cloudai.training.data import TrainingData, read_source
 from cloudai.training.job import WORKER_PATIENCE, RunFiles
 from cloudai.training.journal import Journal
 from cloudai.training.tracked import RunSource, first_note, lineage, tracked_model, write_note
+from cloudai.training.watch import Watch
 from cloudai.training.work import dry_run
 
 if TYPE_CHECKING:
@@ -115,6 +116,11 @@ class _Worker:
             stop_reason=stop_reason,
             interruptions=attempt - 1,
         )
+        self.watch: Watch | None = None
+        if self.journal is not None:
+            resumed = self.context.resumed_from is not None
+            self.watch = Watch(self.context.meter, self.journal, files.folder, resumed=resumed)
+            self.context.works = self.watch.works
         if self.journal is not None and self.context.resumed_from is not None:
             self.journal.update(resumed_from=self.context.resumed_from, step=self.context.resumed_from)
 
@@ -141,6 +147,8 @@ class _Worker:
         """Write what is still in memory, then let the tracker have it."""
         if self.journal is None:
             return
+        if self.watch is not None:
+            self.watch.close()
         self.journal.close()
         if self.tracker is not None:
             self.tracker.close(succeeded, time.time(), model)
@@ -263,6 +271,8 @@ class _Worker:
         assert self.journal is not None
         self._latest.update(metrics)
         self.journal.add(step, metrics)
+        if self.watch is not None:
+            self.watch.reported(step, metrics)
 
     def _written(self, rows: Sequence[Row]) -> None:
         """Let the tracker know what is in the store: never more, or a restarted worker could not say it again."""

@@ -13,7 +13,7 @@ from cloudai.errors import DataError
 from cloudai.specs.training import Loop
 from cloudai.training import randomness
 from cloudai.training.context import Context
-from cloudai.training.devices import computing
+from cloudai.training.devices import computing, uses_bfloat16
 from cloudai.training.examples import Examples, Supervised, split
 from cloudai.training.parts import longest_first, parts_of
 
@@ -94,14 +94,21 @@ class _Fit:
     def run(self) -> dict[str, float]:
         self._restore()
         self.first = self.step + 1
+        self._tell_what_works()
         while self.epoch < self.loop.epochs:
             self._epoch()
         return self.final
+
+    def _tell_what_works(self) -> None:
+        inputs = self.examples.inputs(self.rows.train[:1]) if isinstance(self.examples, Supervised) else ()
+        dtype = "bfloat16" if uses_bfloat16(self.loop.precision, self.device) else "float32"
+        self.context.works(self.module, inputs, dtype)
 
     def _epoch(self) -> None:
         order = self._order()
         every = max(1, self.steps // _CURVE)
         self.wrapped.train()
+        self.context.meter.begin()
         while self.batch < self.batches:
             loss = self._step(self._rows_of_step(order))
             self.batch += 1
@@ -137,6 +144,7 @@ class _Fit:
         self.optimizer.step()
         self.total += loss
         self.seen += weight
+        self.context.meter.ended(len(mine), 0 if self.lengths is None else int(self.lengths[mine].sum()))
         return loss / weight
 
     def _share(self, rows: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloudai.artifacts.model import Model
+from cloudai.artifacts.store import Store
+from cloudai.clock import Clock
 from cloudai.display import Card, Curve, duration
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import JobId
@@ -20,9 +22,12 @@ from cloudai.state.handles import Handle
 from cloudai.state.ledger import Ledger, Record
 from cloudai.tracking import Row
 from cloudai.tracking.registry import NONE
+from cloudai.training.anomalies import Anomaly
 from cloudai.training.catch_up import start_catching_up
 from cloudai.training.job import RunFiles
 from cloudai.training.journal import JournalReader
+from cloudai.training.performance import Performance
+from cloudai.training.profiling import Trace
 from cloudai.training.tracked import read_note
 
 __all__ = ["Run", "RunStatus"]
@@ -131,6 +136,44 @@ class Run(Handle):
         """Return the steps and values of a metric so far."""
         rows = [row for row in self._rows if metric in row.metrics]
         return [row.step for row in rows], [row.metrics[metric] for row in rows]
+
+    @property
+    def performance(self) -> Performance | None:
+        """How fast it goes and what keeps it, at most some seconds old while it is alive; None before its first look."""
+        seen = self._worker.get("performance")
+        return None if seen is None else Performance.parse(seen)
+
+    @property
+    def anomalies(self) -> tuple[Anomaly, ...]:
+        """What is wrong with it as last seen, in words; nothing where all is well."""
+        return tuple(Anomaly.parse(value) for value in self._worker.get("anomalies") or ())
+
+    def profile(self, steps: int = 20) -> Trace:
+        """Ask the worker to record its next steps, and return at once; ``.wait()`` waits for the profile.
+
+        Parameters
+        ----------
+        steps : int
+            How many steps, 1 to 1000; while they are recorded they are slower.
+
+        Raises
+        ------
+        SpecError
+            If `steps` is no such number.
+        NotReadyError
+            If it has ended, or a profile of it is being made.
+        """
+        return Trace.ask(self, steps)
+
+    @property
+    def folder(self) -> Store:
+        """Its folder in the store."""
+        return self._journal.store
+
+    @property
+    def clock(self) -> Clock:
+        """The clock that it goes by."""
+        return self._ledger.clock
 
     @property
     def cost(self) -> Spending:
@@ -281,6 +324,8 @@ class Run(Handle):
                 f"{restarts}" + (f", the last from step {status.resumed_from}" if restarts and status.resumed_from else ""),
             ),
             ("place", status.place or "none yet"),
+            *(self.performance.facts() if self.performance is not None else []),
+            *((f"anomaly: {anomaly.kind}", f"{anomaly.what}; {anomaly.fix}") for anomaly in self.anomalies),
             ("spent", str(self.cost)),
             ("tracked in", self._tracked_in()),
             ("exact", "yes, bit for bit" if self.exact else f"not promised: {self.why_not_exact}"),

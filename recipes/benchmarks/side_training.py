@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from cloudai.training.meter import Meter
+
 if TYPE_CHECKING:
     import cloudai
 
@@ -45,7 +47,7 @@ def rate_of(steps: int, begin: float, end: float, rows: int) -> float:
 
 
 def loop_plain(folder: Path, scale: Scale) -> dict[str, float]:
-    """The loop that a tutorial of PyTorch writes by hand, without checkpoints, reports or anything else."""
+    """Train with the loop that a tutorial of PyTorch writes by hand, without checkpoints, reports or anything else."""
     torch.set_num_threads(1)
     inputs, targets = (torch.from_numpy(array) for array in arrays(folder))
     module = network(scale["width"])
@@ -62,12 +64,12 @@ def loop_plain(folder: Path, scale: Scale) -> dict[str, float]:
 
 
 def loop_cloudai(folder: Path, scale: Scale) -> dict[str, float]:
-    """The same through `cloudai.train`, as users get it: in a worker, with checkpoints, reports and a lease."""
+    """Do the same through `cloudai.train`, as users get it: in a worker, with checkpoints, reports and a lease."""
     return _module_run(folder, scale, workers=1)
 
 
 def loop_two_workers(folder: Path, scale: Scale) -> dict[str, float]:
-    """The same with two workers, a core for each."""
+    """Do the same with two workers, a core for each."""
     return _module_run(folder, scale, workers=2)
 
 
@@ -132,7 +134,7 @@ def text_trainer(folder: Path, scale: Scale) -> dict[str, float]:
 
 
 def text_tuned(folder: Path, scale: Scale) -> dict[str, float]:
-    """The same, tuned: rows of like length in one batch, and the optimiser that takes one pass over memory."""
+    """Do the same, tuned: rows of like length in one batch, and the optimiser that takes one pass over memory."""
     return _trainer(folder, scale, train_sampling_strategy="group_by_length", optim="adamw_torch_fused")
 
 
@@ -220,7 +222,7 @@ def checkpoints(folder: Path, scale: Scale) -> dict[str, float]:
             return super().loss(module, rows)
 
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        context = Context(spec, None, Checkpoints(Store(place), keep=2), on_stall=log.stalled)
+        context = Context(spec, None, Checkpoints(Store(place), keep=2), meter=log)
         examples = Timed(np.resize(inputs, (rows, 64)), np.resize(targets, rows), "cross_entropy")
         loop.fit(torch.nn.Sequential(*layers), context, examples)
         context.settle()
@@ -232,10 +234,11 @@ def checkpoints(folder: Path, scale: Scale) -> dict[str, float]:
     return {**found, "cost_s": log.cost(), "share_percent": 100 * log.cost() / interval}
 
 
-class _StepLog:
+class _StepLog(Meter):
     """How long steps took, and whether a checkpoint was copied or written meanwhile."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._last, self._was_busy = time.perf_counter(), True  # the first step has no beginning
         self._quiet: list[float] = []
         self._busy: list[float] = []
