@@ -10,9 +10,10 @@ import torch
 from cloudai.benchmarking.workloads import Workload
 from cloudai.errors import DataError
 from cloudai.training.examples import Examples, Supervised
+from cloudai.training.flops import of_module
 from cloudai.training.parts import longest_first
 
-__all__ = ["Embedder", "SpanFinder", "Spans", "build", "operations", "pretrained", "random_examples", "random_rows"]
+__all__ = ["Embedder", "SpanFinder", "Spans", "build", "operations", "pretrained", "random_examples", "random_rows", "words_of"]
 
 _POOL = 1024
 """So many rows are drawn, and then used again and again: a million rows would be as fast."""
@@ -91,15 +92,15 @@ def pretrained(source: str, workload: Workload) -> tuple[SpanFinder, Any]:
 
 
 def operations(workload: Workload, module: torch.nn.Module) -> float:
-    """Return the floating-point operations that one sequence needs, as for MFU: without what is computed twice.
+    """Return the floating-point operations that one sequence needs: forward and backward, or for inference forward."""
+    found = of_module(module, [random_rows(workload, 1, words_of(module)).to(next(module.parameters()).device)])
+    return found.of(1, workload.length) / (1 if workload.act == "train" else 3)
 
-    2 for each weight of a matrix and token forward, and 4 backward; for attention 4 · layers · hidden · length² forward and
-    twice that backward (Chowdhery et al. 2022, PaLM, arXiv:2204.02311, appendix B).
-    """
-    weights = sum(part.weight.numel() for part in module.modules() if isinstance(part, torch.nn.Linear))
-    shape: dict[str, Any] = dict(workload.architecture)
-    attention = 4.0 * shape.get("num_hidden_layers", 0) * shape.get("hidden_size", 0) * workload.length**2
-    return float((2.0 * weights * workload.length + attention) * (3 if workload.act == "train" else 1))
+
+def words_of(module: torch.nn.Module) -> int | None:
+    """Return how many tokens a module knows; None for one that takes no tokens."""
+    tables = (part for part in module.modules() if isinstance(part, torch.nn.Embedding))
+    return next((table.num_embeddings for table in tables), None)
 
 
 def random_rows(workload: Workload, count: int, words: int | None = None) -> torch.Tensor:

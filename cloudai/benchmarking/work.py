@@ -16,16 +16,17 @@ import torch
 
 import cloudai
 from cloudai.artifacts.store import canonical_json, sha256
-from cloudai.benchmarking import hardware, squad
+from cloudai.benchmarking import machine, squad
 from cloudai.benchmarking.energy import meter_of
 from cloudai.benchmarking.measurement import FILE, Asked, Measurement, Percentiles
-from cloudai.benchmarking.modules import build, operations, pretrained, random_examples, random_rows
+from cloudai.benchmarking.modules import build, operations, pretrained, random_examples, random_rows, words_of
 from cloudai.benchmarking.timing import Interval, StepTimes, measure_latency, rate
 from cloudai.specs.training import TrainSpec
 from cloudai.training import loop
 from cloudai.training.context import Context
 from cloudai.training.devices import computing, uses_bfloat16
 from cloudai.training.examples import Examples
+from cloudai.training.hardware import peak_of
 from cloudai.training.job import WORKER_PATIENCE, RunFiles
 
 __all__ = ["measure"]
@@ -105,7 +106,7 @@ class _Bench:
         self.context, self.asked, self.workload, self.device = context, asked, asked.workload, context.device
         self.bfloat16 = uses_bfloat16(self.workload.precision, self.device)
         self.meter = meter_of(self.device)
-        self._notes = hardware.how_busy()  # before we are what makes it busy
+        self._notes = machine.how_busy()  # before we are what makes it busy
         self._said_at = time.monotonic()
 
     def train_window(self) -> Measurement:
@@ -171,7 +172,7 @@ class _Bench:
             module.zero_grad(set_to_none=True)
 
         to_come = 2 * sum(4 * parameter.numel() for parameter in module.parameters())  # of AdamW
-        return hardware.fitting_rows(hardware.growth(two_rows) / 2, self.workload.batch_size, to_come)
+        return machine.fitting_rows(machine.growth(two_rows) / 2, self.workload.batch_size, to_come)
 
     def _some_steps(self, module: torch.nn.Module, examples: Examples, micro_batch: int | None) -> _Speed:
         counted, times = _Counted(examples), self._step_times()
@@ -221,14 +222,14 @@ class _Bench:
 
     def _told(self, module: torch.nn.Module, speed: _Speed) -> Measurement:
         """Measure what is left, and put it all together."""
-        peak_bytes, peak_of = hardware.peak_memory(self.device)
+        peak_bytes, memory_of = machine.peak_memory(self.device)
         needed = operations(self.workload, module)
-        row = random_rows(self.workload, 1, _words(module))
+        row = random_rows(self.workload, 1, words_of(module))
         served = self._serving(module)
         latency = measure_latency(lambda: self._pass(served, row), self.asked.seconds)
         self.context.stop_if_told()
-        device, dtype = hardware.name_of(self.device), "bfloat16" if self.bfloat16 else "float32"
-        peak = hardware.peak_operations(device, dtype)
+        device, dtype = machine.name_of(self.device), "bfloat16" if self.bfloat16 else "float32"
+        peak = peak_of(device, dtype) or None
         return Measurement(
             workload=self.workload.ref,
             digest=self.workload.digest,
@@ -249,7 +250,7 @@ class _Bench:
             operations=needed,
             mfu=None if peak is None else needed * speed.interval.mean / peak,
             peak_bytes=peak_bytes,
-            peak_of=peak_of,
+            peak_of=memory_of,
             latency=Percentiles(**asdict(latency)),
             joules=speed.joules,
             joules_of=self.meter.source if self.meter is not None else "",
@@ -262,12 +263,6 @@ class _Bench:
 
 def _questions(files: RunFiles, key: str) -> list[squad.Question]:
     return squad.read_questions(files.store.read_verified(key, Path(key).name.partition(".")[0]), key)
-
-
-def _words(module: torch.nn.Module) -> int | None:
-    """Return how many tokens a module knows; None for one that takes no tokens."""
-    tables = (part for part in module.modules() if isinstance(part, torch.nn.Embedding))
-    return next((table.num_embeddings for table in tables), None)
 
 
 def _versions() -> dict[str, str]:

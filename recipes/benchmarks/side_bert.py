@@ -28,11 +28,12 @@ def by_trainer(workload: str, device: str, seconds: str, at_once: str) -> dict[s
     import torch
     import transformers
 
-    from cloudai.benchmarking import hardware
+    from cloudai.benchmarking import machine
     from cloudai.benchmarking.modules import build, operations, random_rows
     from cloudai.benchmarking.timing import StepTimes, rate
     from cloudai.benchmarking.workloads import find_workload
     from cloudai.training.devices import uses_bfloat16
+    from cloudai.training.hardware import peak_of
 
     chosen, place = find_workload(workload), torch.device("cuda" if device == "gpu" else "cpu")
     bfloat16 = uses_bfloat16(chosen.precision, place)
@@ -75,11 +76,11 @@ def by_trainer(workload: str, device: str, seconds: str, at_once: str) -> dict[s
         )
         transformers.Trainer(finder.model, arguments, train_dataset=Rows(), callbacks=[Clock()]).train()
     speed = rate(times.rows(), times.durations()).mean
-    peak_bytes, peak_of = hardware.peak_memory(place)
-    name, dtype = hardware.name_of(place), "bfloat16" if bfloat16 else "float32"
-    peak = hardware.peak_operations(name, dtype)
-    share = None if peak is None else operations(chosen, finder) * speed / peak
-    found = {"per_second": speed, "mfu": share, "peak_bytes": peak_bytes, "peak_of": peak_of}
+    peak_bytes, memory_of = machine.peak_memory(place)
+    name, dtype = machine.name_of(place), "bfloat16" if bfloat16 else "float32"
+    peak = peak_of(name, dtype)
+    share = operations(chosen, finder) * speed / peak if peak else None
+    found = {"per_second": speed, "mfu": share, "peak_bytes": peak_bytes, "peak_of": memory_of}
     return {**found, "device": name, "dtype": dtype}
 
 

@@ -1,21 +1,20 @@
-"""What a device is called, how fast it could be, how much memory was used and how much fits."""
+"""What a device is called, whether it is busy, how much memory was used and how much fits."""
 
 from __future__ import annotations
 
-import csv
-import functools
 import os
 import platform
 import resource
 import sys
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 
 import psutil
 import torch
 
-__all__ = ["fitting_rows", "growth", "how_busy", "name_of", "peak_memory", "peak_operations"]
+from cloudai.training import hardware
+
+__all__ = ["fitting_rows", "growth", "how_busy", "name_of", "peak_memory"]
 
 _BUSY = 0.5
 """The load of the last minute, for each core, from which on a machine counts as busy."""
@@ -37,25 +36,6 @@ def _processor() -> str:
         lines = []
     named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())
-
-
-@functools.cache
-def _peaks() -> dict[str, float]:
-    text = resources.files("cloudai.benchmarking").joinpath("peaks.csv").read_text(encoding="utf-8")
-    return {row["device"]: 1e12 * float(row["bfloat16_tflops"]) for row in csv.DictReader(text.splitlines())}
-
-
-def peak_operations(device: str, dtype: str) -> float | None:
-    """Return the operations per second that a device reaches at most with dense matrices, as its maker says; else None.
-
-    Examples
-    --------
-    >>> peak_operations("NVIDIA A100-SXM4-80GB", "bfloat16")
-    312000000000000.0
-    >>> peak_operations("NVIDIA A100-SXM4-80GB", "float32") is None
-    True
-    """
-    return _peaks().get(device) if dtype == "bfloat16" else None
 
 
 def peak_memory(device: torch.device) -> tuple[int, str]:
@@ -97,7 +77,9 @@ def fitting_rows(row_bytes: float, most: int, to_come: float = 0.0) -> int:
     >>> fitting_rows(row_bytes=1e18, most=32)
     1
     """
-    rows, free = most, _SPARE * psutil.virtual_memory().available - to_come
+    used = hardware.use()
+    free = min(psutil.virtual_memory().available, used.memory_limit - used.memory)  # a container may have less
+    rows, free = most, _SPARE * free - to_come
     while rows > 1 and rows * row_bytes > free:
         rows //= 2
     return rows

@@ -1,4 +1,4 @@
-"""Peaks, memory and energy: read, counted or left blank."""
+"""Operations, memory and energy: counted, or left blank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cloudai.benchmarking import hardware
+from cloudai.benchmarking import machine
 from cloudai.benchmarking.energy import RaplMeter, meter_of
 from cloudai.benchmarking.modules import build, operations, random_examples, random_rows
 from cloudai.benchmarking.workloads import WORKLOADS
@@ -16,24 +16,17 @@ from cloudai.benchmarking.workloads import WORKLOADS
 CPU = torch.device("cpu")
 
 
-def test_peaks_are_dense_and_only_for_what_is_listed():
-    assert hardware.peak_operations("NVIDIA H100 80GB HBM3", "bfloat16") == pytest.approx(989.5e12)
-    assert hardware.peak_operations("NVIDIA H100 80GB HBM3", "float32") is None
-    assert hardware.peak_operations("Tesla V100-SXM2-16GB", "bfloat16") is None
-    assert all(1e13 < peak < 3e15 for peak in hardware._peaks().values())
-
-
 def test_memory_that_a_step_takes_is_seen():
     kept = []
-    grown = hardware.growth(lambda: kept.append(np.ones(64 << 20, np.uint8)))
+    grown = machine.growth(lambda: kept.append(np.ones(64 << 20, np.uint8)))
     assert grown > 48 << 20
-    assert hardware.peak_memory(CPU)[0] > 64 << 20
+    assert machine.peak_memory(CPU)[0] > 64 << 20
 
 
 def test_rows_are_halved_until_they_fit():
-    assert hardware.fitting_rows(1.0, 32) == 32
-    assert hardware.fitting_rows(1e18, 32) == 1
-    assert hardware.fitting_rows(1.0, 32, to_come=1e18) == 1
+    assert machine.fitting_rows(1.0, 32) == 32
+    assert machine.fitting_rows(1e18, 32) == 1
+    assert machine.fitting_rows(1.0, 32, to_come=1e18) == 1
 
 
 def small(ref):
@@ -49,7 +42,7 @@ def test_operations_are_those_that_torch_counts(ref):
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         module(random_rows(workload, 1))
     forward = operations(workload, module) / (3 if workload.act == "train" else 1)
-    assert forward == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert forward == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def test_training_takes_three_times_the_operations():
@@ -57,7 +50,7 @@ def test_training_takes_three_times_the_operations():
     module, examples = build(workload), random_examples(workload, CPU)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         examples.loss(module, torch.arange(4)).backward()
-    assert 4 * operations(workload, module) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert 4 * operations(workload, module) == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def zone(root, name, energy, most=1000):
