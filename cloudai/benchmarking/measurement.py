@@ -17,7 +17,7 @@ FILE = "benchmark.json"
 
 
 class Given(Spec):
-    """What a user price was, and where it comes from."""
+    """What a user says that an hour costs, and where that comes from."""
 
     per_hour: float = Field(ge=0, allow_inf_nan=False)
     currency: str
@@ -85,6 +85,9 @@ class Measurement(Spec):
     """Floating-point operations for each sequence."""
     mfu: float | None
     """The share of the device's peak that these operations are."""
+    peak: float | None
+    """Operations a second of dense matrices in this type, as the device's maker publishes it."""
+    peak_as_of: str
     peak_bytes: int
     peak_of: str
     latency: Percentiles | None

@@ -135,7 +135,7 @@ class BenchmarkResult(Shown):
             currency="USD" if row.price_per_hour is not None else "",
             ratio=found.per_second / row.per_second if same and row.per_second is not None else None,
             kind=row.kind,
-            source=f"{row.source}, {row.date}" if row.date else row.source,
+            source=", ".join(part for part in (row.source, row.date) if part) + (f" ({row.note})" if row.note else ""),
         )
 
     def card(self) -> Card:
@@ -162,11 +162,17 @@ class BenchmarkResult(Shown):
             ("whole workload", f"{found.sequences} sequences, {duration(3600 * found.hours)} ({found.hours_are})"),
             ("latency, one sequence", one),
             ("F1, exact match", "" if found.f1 is None else f"{found.f1:.2f}, {found.exact_match:.2f} of 100"),
-            ("MFU", "" if found.mfu is None else f"{found.mfu:.1%} of the dense bfloat16 peak"),
+            ("MFU", self._utilisation()),
             ("peak memory", f"{found.peak_bytes / 2**30:.2f} GiB of the {found.peak_of}"),
             ("energy", "" if found.joules is None else f"{found.joules:.3g} J for each sequence ({found.joules_of})"),
             ("price", self._price()),
         ]
+
+    def _utilisation(self) -> str:
+        found = self.measurement
+        if found.mfu is None or found.peak is None:
+            return ""
+        return f"{found.mfu:.1%} of {found.peak / 1e12:.4g} TFLOP/s in {found.dtype}, as published ({found.peak_as_of})"
 
     def _price(self) -> str:
         if self.price is None:

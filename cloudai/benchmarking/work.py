@@ -26,7 +26,7 @@ from cloudai.training import loop
 from cloudai.training.context import Context
 from cloudai.training.devices import computing, uses_bfloat16
 from cloudai.training.examples import Examples
-from cloudai.training.hardware import peak_of
+from cloudai.training.hardware import PEAKS_AS_OF, peak_of
 from cloudai.training.job import WORKER_PATIENCE, RunFiles
 
 __all__ = ["measure"]
@@ -249,6 +249,8 @@ class _Bench:
             sequences=self.workload.sequences,
             operations=needed,
             mfu=None if peak is None else needed * speed.interval.mean / peak,
+            peak=peak,
+            peak_as_of=PEAKS_AS_OF,
             peak_bytes=peak_bytes,
             peak_of=memory_of,
             latency=Percentiles(**asdict(latency)),

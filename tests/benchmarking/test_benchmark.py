@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -11,15 +12,17 @@ from transformers import BertConfig, BertForQuestionAnswering
 import cloudai
 from cloudai import errors
 from cloudai.benchmarking.workloads import WORKLOADS
+from cloudai.drivers.simulated.world import World, Zone
 from cloudai.testing.simulation import Simulation
-from tests.benchmarking.test_squad import content, tokenizer
+from tests.benchmarking.test_squad import ASKED, content, tokenizer
 from tests.conftest import kill, wait_until
 
+ONE = cloudai.Resources.of(cpus=1)
 DIGITS = WORKLOADS["digits-mlp-train@1"]
 
 
 def test_it_is_measured_found_again_and_checked(home):
-    started = cloudai.benchmark("digits-mlp-train", seconds=1.0, price_per_hour=0.5)
+    started = cloudai.benchmark("digits-mlp-train", seconds=1.0, price_per_hour=0.5, resources=ONE)
     with pytest.raises(errors.NotReadyError, match=r"is (queued|starting|running)"):
         _ = started.result
     assert "digits-mlp-train@1" in str(started)
@@ -50,6 +53,7 @@ def test_it_is_measured_found_again_and_checked(home):
 
 def test_it_can_be_ended(home):
     started = cloudai.benchmark("digits-mlp-train", seconds=600.0)
+    assert started.spec.resources.cpus == os.cpu_count()
     wait_until(lambda: (started.status.step or 0) > 0, what="the window")
     started.cancel()
     wait_until(lambda: started.ended, what="its end")
@@ -125,7 +129,7 @@ BAD = {
     ),
     "a GPU that is not there": ({"device": "gpu", "on": "local"}, "GPU"),
     "an unknown driver": ({"on": "moon"}, "moon"),
-    "two places": ({"device": "cpu", "resources": cloudai.Resources.of(cpus=1)}, "both say where"),
+    "two places": ({"device": "cpu", "resources": ONE}, "both say where"),
     "a bad name": ({"name": "Not A Name"}, "is not a name"),
 }
 
@@ -141,3 +145,26 @@ def test_what_is_wrong_is_said_at_once_and_nothing_is_left(case, home):
     assert caught.value.fix
     assert not (home / "store").exists()
     assert len(cloudai.costs()) == 0
+
+
+def test_the_price_is_that_of_the_place_where_the_user_says_nothing(home):
+    zones = (Zone(name="zone-a", price=2.5),)
+    with Simulation(World(zones=zones)):
+        priced = cloudai.benchmark("digits-mlp-train", on="simulated", seconds=0.1).wait(3600, progress=False).result
+    assert priced.price.per_hour == 2.5
+    assert priced.rows[0].cost == pytest.approx(2.5 * priced.measurement.hours)
+    assert "zone-a" in priced.rows[0].platform
+
+
+@pytest.mark.slow
+def test_a_full_run_that_is_killed_goes_on_and_says_so(home, squad_files):
+    model, (train, dev) = squad_files
+    train.write_bytes(content(ASKED * 60))
+    options = {"mode": "full", "model": model, "data": (train, dev), "seconds": 0.5}
+    started = cloudai.benchmark("bert-tiny-squad", **options)
+    wait_until(lambda: started.status.checkpoint, timeout=120, what="a checkpoint")
+    kill(started.status.pid)
+    measured = started.wait(200, progress=False).result.measurement
+    assert (started.status.attempt, measured.hours_are, measured.sequences) == (2, "extrapolated", 540)
+    assert any("interrupted" in note for note in measured.notes)
+    assert measured.hours == pytest.approx(540 / measured.per_second / 3600, rel=0.01)

@@ -38,6 +38,8 @@ def measured(**change):
         "sequences": LARGE.sequences,
         "operations": 7.4e11,
         "mfu": 0.24,
+        "peak": 989.4e12,
+        "peak_as_of": "2026-11-24",
         "peak_bytes": 30 << 30,
         "peak_of": "GPU",
         "latency": Percentiles(p50=5.0, p95=5.5, p99=6.0, runs=200),
@@ -73,7 +75,7 @@ def test_published_hours_follow_from_their_speed_for_as_many_epochs():
     assert row.hours == pytest.approx(1.889, abs=0.001)
     assert (row.cost, row.price_per_hour) == (None, None)
     assert "DeepLearningExamples" in row.source
-    assert row.source.endswith("2021-02")
+    assert row.source.endswith("2021-02 (latency: the mean)")
 
 
 def test_ratios_are_among_equal_bits_only():
@@ -107,8 +109,16 @@ def test_another_workload_stands_alone(change):
 
 def test_the_card_says_what_is_known_and_leaves_out_what_is_not():
     text = str(result())
-    for said in ("320 sequences per second, 95 % between 310 and 330", "24.0%", "1.5 J", "30.00 GiB", "p99 6", "extrapolated"):
+    for said in (
+        "320 sequences per second, 95 % between 310 and 330",
+        "24.0% of 989.4 TFLOP/s in bfloat16, as published (2026-11-24)",
+        "1.5 J",
+        "30.00 GiB",
+        "p99 6",
+        "extrapolated",
+    ):
         assert said in text
+    assert "24.0% of 989.4 TFLOP/s in bfloat16, as published (2026-11-24)" in text
     bare = str(result(mfu=None, joules=None, low=None, high=None, latency=None))
     for left_out in ("MFU", "energy", "95 %", "latency, one"):
         assert left_out not in bare
