@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from cloudai.monitoring.monitor import Monitor
     from cloudai.planning.plan import Plan
     from cloudai.serving.deployment import Deployment
+    from cloudai.specs.limits import Budget
     from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy
-    from cloudai.specs.resources import Resources
+    from cloudai.specs.resources import Resources, ScalingPolicy
     from cloudai.specs.serving import ServerLimits
     from cloudai.specs.training import CheckpointPolicy
     from cloudai.training.context import Context
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Benchmark": "cloudai.benchmarking.benchmark",
+    "Budget": "cloudai.specs.limits",
     "CheckpointPolicy": "cloudai.specs.training",
     "Context": "cloudai.training.context",
     "Decision": "cloudai.monitoring.decide",
@@ -43,6 +45,7 @@ _WHERE = {
     "Plan": "cloudai.planning.plan",
     "Resources": "cloudai.specs.resources",
     "Run": "cloudai.training.run",
+    "ScalingPolicy": "cloudai.specs.resources",
     "ServerLimits": "cloudai.specs.serving",
     "Table": "cloudai.training.tables",
     "attach": "cloudai._api",
@@ -63,6 +66,7 @@ _WHERE = {
 
 __all__ = [
     "Benchmark",
+    "Budget",
     "CheckpointPolicy",
     "Context",
     "Decision",
@@ -74,6 +78,7 @@ __all__ = [
     "Plan",
     "Resources",
     "Run",
+    "ScalingPolicy",
     "ServerLimits",
     "Table",
     "attach",

@@ -77,7 +77,7 @@ class _Fit:
         self.rows = split(len(self.examples), self.loop.validation, context.seed)
         self.wrapped = context.wrap(module)
         self.optimizer = _optimizer(module, self.loop)
-        self.batches = batches_of(len(self.rows.train), self.loop.batch_size, context.world_size)
+        self.batches = batches_of(len(self.rows.train), self.loop.batch_size, context.spec.scaling.largest)
         self.steps = self.loop.epochs * self.batches
         self.scheduled = self.loop.lr_schedule != "constant" or self.loop.warmup > 0
         self.most = self.loop.micro_batch
@@ -170,7 +170,9 @@ class _Fit:
             randomness.restore_torch(states, self.device)
 
     def _in_parts(self, rows: torch.Tensor, weight: float) -> torch.Tensor:
-        parts = parts_of(rows, self.lengths, self.most, self.device.type)
+        # the ranks of a model in parts go through it together, so they need equally many parts of a step
+        lengths = None if self.context.spec.scaling.strategy == "fsdp" else self.lengths
+        parts = parts_of(rows, lengths, self.most, self.device.type)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for part in parts:
             # gradients are averaged over the ranks, with the last part
@@ -218,13 +220,15 @@ class _Fit:
         progress = {"epoch": self.epoch, "batch": self.batch, "total": total, "seen": self.seen, "final": self.final}
         progress["most"] = self.most  # in other parts, another dropout would be drawn
         own = {"buffers": dict(self.module.named_buffers()), "total": total, "seen": self.seen}
-        state = {"model": self.module, "optimizer": self.optimizer, "progress": progress}
+        model, optimizer = self.context.group.state(self.module, self.optimizer)
+        state = {"model": model, "optimizer": optimizer, "progress": progress}
         self.context.save(self.step, state, own)
 
     def _restore(self) -> None:
-        saved = self.context.restore(model=self.module, optimizer=self.optimizer)
+        saved = self.context.restore()
         if not saved:
             return
+        self.context.group.load(self.module, self.optimizer, saved["model"], saved["optimizer"])
         progress = saved["progress"]
         self.epoch, self.batch, self.final, self.most = (progress[name] for name in ("epoch", "batch", "final", "most"))
         own: Any = self.context.own or progress
@@ -244,5 +248,6 @@ def _arrays(context: Context) -> Supervised:
 def _optimizer(module: torch.nn.Module, loop: Loop) -> torch.optim.Optimizer:
     kinds: Mapping[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    fused = all(parameter.is_floating_point() for parameter in weights)  # all weights in one pass over memory
+    # all weights in one pass over memory, where they are plain
+    fused = all(weight.is_floating_point() and not hasattr(weight, "to_local") for weight in weights)
     return kinds[loop.optimizer](weights, lr=loop.lr, weight_decay=loop.weight_decay, fused=fused)  # type: ignore[no-any-return]
