@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cloudai import drivers, errors, settings, widgets
-    from cloudai._api import attach, cleanup, costs, deploy, load_model, monitor, plan, ps, train
+    from cloudai._api import attach, benchmark, cleanup, costs, deploy, load_model, monitor, plan, ps, train
     from cloudai.artifacts.model import Model
+    from cloudai.benchmarking.benchmark import Benchmark
     from cloudai.monitoring.decide import Decision
     from cloudai.monitoring.monitor import Monitor
     from cloudai.planning.plan import Plan
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Benchmark": "cloudai.benchmarking.benchmark",
     "Budget": "cloudai.specs.limits",
     "CheckpointPolicy": "cloudai.specs.training",
     "Context": "cloudai.training.context",
@@ -54,6 +56,7 @@ _WHERE = {
     "Table": "cloudai.training.tables",
     "attach": "cloudai._api",
     "choice": "cloudai.specs.search",
+    "benchmark": "cloudai._api",
     "cleanup": "cloudai._api",
     "costs": "cloudai._api",
     "deploy": "cloudai._api",
@@ -72,6 +75,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "Benchmark",
     "Budget",
     "CheckpointPolicy",
     "Context",
@@ -91,6 +95,7 @@ __all__ = [
     "ServerLimits",
     "Table",
     "attach",
+    "benchmark",
     "choice",
     "cleanup",
     "costs",

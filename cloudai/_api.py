@@ -16,6 +16,7 @@ from cloudai.artifacts.filesystems import is_local
 from cloudai.artifacts.known import find_model
 from cloudai.artifacts.model import Model
 from cloudai.artifacts.store import Store
+from cloudai.benchmarking.benchmark import Benchmark, prepare_benchmark
 from cloudai.display import nearest
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import Driver, Needs, Offer
@@ -61,7 +62,20 @@ from cloudai.training.search.trials import is_search, parent_of, trial_specs
 from cloudai.training.tables import check_reach
 from cloudai.training.work import Prepared, base_name, loop_defaults, prepare
 
-__all__ = ["advance", "attach", "cleanup", "costs", "deploy", "due", "load_model", "monitor", "plan", "ps", "train"]
+__all__ = [
+    "advance",
+    "attach",
+    "benchmark",
+    "cleanup",
+    "costs",
+    "deploy",
+    "due",
+    "load_model",
+    "monitor",
+    "plan",
+    "ps",
+    "train",
+]
 
 
 class TrainOptions(TypedDict, total=False):
@@ -302,6 +316,75 @@ def monitor(
     return Monitor(ledger, record)
 
 
+def benchmark(
+    workload: str,
+    *,
+    mode: Literal["window", "full"] = "window",
+    device: Literal["auto", "cpu", "gpu"] = "auto",
+    price_per_hour: float | str | None = None,
+    seconds: float = 60.0,
+    model: str = "",
+    data: Any = None,
+    on: str = "local",
+    name: str | None = None,
+    resources: Resources | None = None,
+    lease: str | float | None = None,
+) -> Benchmark:
+    """Measure a frozen workload on a machine, beside published platforms, and return the benchmark's handle at once.
+
+    Parameters
+    ----------
+    workload : str
+        Such as ``"bert-large-squad"``, or ``"bert-large-squad@1"`` for a version.
+    mode : str
+        ``"window"`` measures some steps and extrapolates the hours of the whole workload; ``"full"`` trains on your data to the
+        end, with F1 and exact match.
+    device : str
+        ``"auto"`` takes a GPU where there is one.
+    price_per_hour : float or str, optional
+        What an hour costs, in the currency of the settings, or the name of a machine with a published price, such as
+        ``"Standard_NC40ads_H100_v5"``. By default what the place costs; where nobody says, the cost is left blank.
+    seconds : float
+        The longest time of a window.
+    model, data : optional
+        Of a full run: a folder or name of a pretrained model of the workload's architecture, and the paths of
+        ``train-v1.1.json`` and ``dev-v1.1.json`` of SQuAD.
+    on, name, resources, lease : optional
+        As for `train`; by default all cores of this machine.
+
+    Returns
+    -------
+    Benchmark
+        It goes on when this process ends; ``benchmark.wait().result`` is the table.
+
+    Raises
+    ------
+    SpecError
+        If an option is wrong, or the data cannot be read (`DataError`).
+    NotFoundError
+        If there is no such workload, machine or driver.
+    """
+    prepared, spec = prepare_benchmark(
+        workload,
+        mode=mode,
+        device=device,
+        price_per_hour=price_per_hour,
+        seconds=seconds,
+        pretrained=model,
+        data=data,
+        on=on,
+        name=_made_up_name(str(workload).partition("@")[0]) if name is None else name,
+        resources=resources,
+        lease=lease,
+    )
+    if registry.train_driver(on).capabilities.here:
+        _require("benchmarking", "text", "torch", "transformers")
+        check_address(spec.tracking)
+    started = _start_run(prepared, spec)
+    assert isinstance(started, Benchmark)
+    return started
+
+
 def attach(ref: str) -> Run | Deployment | Monitor | Schedule:
     """Bring a handle back, in any process: ``attach("run/digits-3f2a")``, or just the name where it is the only one.
 
@@ -313,7 +396,7 @@ def attach(ref: str) -> Run | Deployment | Monitor | Schedule:
     ledger = open_ledger()
     record = ledger.find(ref)
     handles: dict[str, Callable[[Ledger, Record], Run | Deployment | Monitor | Schedule]] = {
-        "run": Run,
+        "run": _run,
         "search": SearchRun,
         "deployment": Deployment,
         "monitor": Monitor,
@@ -514,7 +597,11 @@ def _start_run(prepared: Prepared, spec: TrainSpec, search: Search | None = None
     anywhere = not driver.capabilities.here
     record = ledger.create("run", spec.name, spec.model_dump(mode="json"), wanted, anywhere=anywhere)
     ensure_supervisor(ledger.home)
-    return Run(ledger, record) if search is None else SearchRun(ledger, record)
+    return _run(ledger, record) if search is None else SearchRun(ledger, record)
+
+
+def _run(ledger: Ledger, record: Record) -> Run:
+    return (Benchmark if record.spec["work"]["kind"] == "benchmark" else Run)(ledger, record)
 
 
 def _offer_at_once(driver: Driver, needs: Needs, *, spot: bool = False) -> dict[str, Any] | None:

@@ -79,7 +79,7 @@ train_spec = st.builds(
     model_name=NAME,
     work=st.builds(
         Work,
-        kind=st.sampled_from(["function", "module"]),
+        kind=st.sampled_from(["function", "module", "benchmark"]),
         entry=TEXT,
         code=TEXT,
         source=st.none()
@@ -211,6 +211,7 @@ plan = st.builds(
 VALUES = {Report: report, Decision: decision, Signature: signature, Rollout: rollout, Plan: plan, Finding: finding}
 
 BY_NAME = {"Run", "Deployment", "Monitor", "Model", "Schedule"}
+BY_NAME = {"Run", "Benchmark", "Deployment", "Monitor", "Model"}
 """Handles come back by their name: `attach`, `load_model`."""
 
 ONLY_THERE = {

@@ -346,6 +346,7 @@ class _Advance:
             "waiting": None,
             "why_not_exact": result["why_not_exact"],
             "model": model,
+            "outcome": result.get("outcome"),
         }
         self._observe("succeeded", change, "")
 
