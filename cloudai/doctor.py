@@ -25,6 +25,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from cloudai import __version__, settings
+from cloudai.artifacts.filesystems import is_local
 from cloudai.artifacts.store import Store
 from cloudai.display import Card, Shown, Table, ago, duration
 from cloudai.drivers import registry
@@ -294,11 +295,11 @@ def _supervisor() -> Iterator[Finding]:
 
 def _store() -> Iterator[Finding]:
     root = settings.current().store
-    local = "://" not in root
+    local = is_local(root)
     if local and not Path(root).exists():
         yield Finding("store", f"{root}, made when first used")
         return
-    store, key, content = Store(root), f"doctor-{uuid.uuid4().hex}", os.urandom(64)
+    store, key, content = Store(root, patience=0.0), f"doctor-{uuid.uuid4().hex}", os.urandom(64)
     began = time.monotonic()
     try:
         try:

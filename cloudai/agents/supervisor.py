@@ -152,7 +152,11 @@ class _Supervisor:
             if key in renewed and self._leases.get(key) != until:
                 file = self._ledger.lease_file(*key)
                 if lease.read(file) != until:
-                    lease.write(file, until)
+                    try:
+                        lease.write(file, until)
+                    except OSError as error:  # a full disk; the lease holds for a while yet, and the next look tries again
+                        log.warning("the lease of %s cannot be written: %s", key[1], error)
+                        continue
                 self._leases[key] = until
 
     def _advance(self, record: Record) -> None:

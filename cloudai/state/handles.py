@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
 import weakref
 from abc import abstractmethod
+from collections.abc import Callable
 
 from cloudai.clock import SYSTEM
 from cloudai.display import Shown, ago
@@ -120,9 +122,14 @@ def freshen(ledger: Ledger) -> None:
 
 
 def _freshen(handle: Handle) -> None:
+    _attempt(handle, handle._hold)  # noqa: SLF001  this module keeps the handles
+    _attempt(handle, handle.refresh)
+
+
+def _attempt(handle: Handle, act: Callable[[], object]) -> None:
+    """Do something for a handle; what goes wrong is tried again at the next turn."""
     try:
-        handle._hold()  # noqa: SLF001  this module keeps the handles
-        handle.refresh()
+        act()
     except CloudAIError as error:
         log.debug("%s could not be refreshed: %s", handle.ref, error.what)
     except Exception:
@@ -134,8 +141,10 @@ def _run() -> None:
         time.sleep(_REFRESH)
         timed = [handle for handle in list(_handles) if handle._ledger.clock is SYSTEM]  # noqa: SLF001
         alive = [handle for handle in timed if not handle.ended]
+        for handle in alive:  # all leases before any store is asked, which may take its time
+            _attempt(handle, handle._hold)  # noqa: SLF001  as above
         for handle in alive:
-            _freshen(handle)
+            _attempt(handle, handle.refresh)
         wanted = [handle for handle in alive if not handle.ended and handle._is_taken_further_here]  # noqa: SLF001  as above
-        for home in {handle._ledger.home for handle in wanted}:  # noqa: SLF001  as above
-            ensure_supervisor(home)
+        for handle in {handle._ledger.home: handle for handle in wanted}.values():  # noqa: SLF001  as above
+            _attempt(handle, functools.partial(ensure_supervisor, handle._ledger.home))  # noqa: SLF001  as above

@@ -68,11 +68,21 @@ class Checkpoints:
             return ""
         return sha256(pieces)
 
-    def commit(self, step: int, digests: Sequence[str]) -> bool:
-        """Make the parts a checkpoint, and remove what is no longer needed; returns whether there is a checkpoint now."""
+    def commit(self, step: int, digests: Sequence[str], at: float = 0.0) -> bool:
+        """Make the parts a checkpoint, and remove what is no longer needed; returns whether there is a checkpoint now.
+
+        Parameters
+        ----------
+        step : int
+            The step of the state that the parts hold.
+        digests : sequence of str
+            As `write_part` has returned them for each rank.
+        at : float
+            The unix time of that state.
+        """
         if not all(digests):
             return False
-        manifest = {"step": step, "parts": list(digests)}
+        manifest = {"step": step, "at": at, "parts": list(digests)}
         try:
             self._brief.write(f"{_folder(step)}/manifest.json", canonical_json(manifest))
         except StoreError as error:

@@ -18,6 +18,7 @@ from cloudai.training import randomness
 from cloudai.training.cadence import Cadence
 from cloudai.training.checkpoints import Checkpoint, Checkpoints, Writer
 from cloudai.training.devices import device_of
+from cloudai.training.loaders import Loader
 from cloudai.training.meter import Meter
 
 __all__ = ["Context", "Group", "Solo", "Stopped"]
@@ -188,6 +189,34 @@ class Context:
         """Where this worker computes: its GPU where the run asked for one, else the processor."""
         return self._device
 
+    def loader(self, dataset: Any, *, batch_size: int, num_workers: int = 0) -> Loader:
+        """Return a loader of your own dataset whose place comes back with a checkpoint.
+
+        Parameters
+        ----------
+        dataset
+            A map-style dataset of torch: with ``__len__`` and ``__getitem__``.
+        batch_size : int
+            Rows of one batch, over all workers of the run together.
+        num_workers : int
+            Processes that load rows beside the training. What they draw at random is drawn from the seed, the epoch and the
+            row, so it comes back too.
+
+        Raises
+        ------
+        DataError
+            If the dataset has no length, or less rows than a batch.
+        """
+        group = self.group
+        return Loader(
+            dataset,
+            batch_size=batch_size,
+            seed=self.seed,
+            rank=group.rank,
+            world_size=group.world_size,
+            num_workers=num_workers,
+        )
+
     def accumulating(self, module: Any, *, last: bool) -> contextlib.AbstractContextManager[object]:
         """Return the context for one of several parts of a step: of a wrapped module, gradients are averaged with the last."""
         if last or not hasattr(module, "no_sync"):
@@ -315,7 +344,7 @@ class Context:
             self._writer.settle(digests)
 
     def _commit(self, step: int, digests: Sequence[str]) -> None:
-        if self.before_checkpoint() and self.checkpoints.commit(step, digests):
+        if self.before_checkpoint() and self.checkpoints.commit(step, digests, self._taken_at):
             self.on_checkpoint(step, self._taken_at)
 
     def stop_if_told(self) -> None:

@@ -22,7 +22,6 @@ from cloudai.artifacts.inputs import named_columns
 from cloudai.artifacts.known import save_model
 from cloudai.artifacts.model import Model
 from cloudai.artifacts.signature import Signature
-from cloudai.artifacts.store import Store
 from cloudai.capture.bundle import code_folder, loaded, resolve
 from cloudai.errors import CloudAIError, SpecError, StoreError
 from cloudai.specs.confidential import redact, redacted
@@ -91,28 +90,6 @@ def _not_begun(files: RunFiles, error: CloudAIError) -> int:
     return write_error(files, error, "")
 
 
-class _TimedCheckpoints(Checkpoints):
-    """Tells how long each checkpoint was on its way: so much is needed for the last one."""
-
-    def __init__(self, store: Store, keep: int, took: Callable[[float], None]) -> None:
-        super().__init__(store, keep)
-        self._took = took
-        self._part = 0.0
-
-    def write_part(self, step: int, rank: int, tree: Any) -> str:
-        begin = time.monotonic()
-        digest = super().write_part(step, rank, tree)
-        self._part = time.monotonic() - begin
-        self._took(self._part)
-        return digest
-
-    def commit(self, step: int, digests: Sequence[str]) -> bool:
-        begin = time.monotonic()
-        done = super().commit(step, digests)
-        self._took(self._part + time.monotonic() - begin)
-        return done
-
-
 class _Worker:
     context: Context
 
@@ -142,7 +119,7 @@ class _Worker:
         self.context = Context(
             spec,
             self._data(),
-            _TimedCheckpoints(self.files.folder, spec.checkpoint.keep, self.stop.checkpoint_took),
+            Checkpoints(self.files.folder, spec.checkpoint.keep),
             self.group,
             on_report=self._reported,
             before_checkpoint=self._flush,
@@ -347,6 +324,7 @@ class _Worker:
 
     def _saved(self, step: int, at: float) -> None:
         assert self.journal is not None
+        self.stop.checkpoint_took(time.time() - at)
         self.journal.update(checkpoint=step, checkpoint_at=at)
 
     def _stepped(self) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
+import numpy as np
 import pytest
 
 from cloudai.artifacts.store import Store
 from cloudai.artifacts.trees import Snapshot
-from cloudai.training.checkpoints import Checkpoints
+from cloudai.errors import SpecError
+from cloudai.training.checkpoints import Checkpoints, Writer
 
 
 @pytest.fixture
@@ -81,3 +85,60 @@ def test_all_damaged_is_a_fresh_start(store):
     save(checkpoints, 1)
     store.write("checkpoints/step-000000000001/rank-0.safetensors", b"")
     assert checkpoints.latest() is None
+
+
+class Slow(Checkpoints):
+    """Checkpoints on a store that takes its time: until it is let."""
+
+    def __init__(self, store, keep):
+        super().__init__(store, keep)
+        self.let = threading.Event()
+
+    def write_part(self, step, rank, part):
+        assert self.let.wait(10)
+        return super().write_part(step, rank, part)
+
+
+def test_what_changes_while_a_checkpoint_is_written_is_not_in_it(store):
+    slow = Slow(store, keep=2)
+    writer = Writer(slow, 0, lambda step, digests: slow.commit(step, digests))
+    state = {"weights": np.zeros(4)}
+    writer.begin(1, {"shared": state, "own": None})
+    assert writer.writing
+    assert slow.latest() is None
+    state["weights"] += 1
+    slow.let.set()
+    writer.settle([writer.digest()])
+    writer.wait()
+    assert writer.idle
+    assert slow.latest().shared["weights"].tolist() == [0.0] * 4
+    writer.begin(2, {"shared": state, "own": None})
+    writer.settle([writer.digest()])
+    writer.wait()
+    assert slow.latest().shared["weights"].tolist() == [1.0] * 4, "the memory of the first is used again"
+
+
+def test_what_cannot_be_saved_is_an_error_at_once(store):
+    writer = Writer(Checkpoints(store, keep=2), 0, lambda step, digests: None)
+    with pytest.raises(SpecError, match=r"tree\.shared is a object"):
+        writer.begin(1, {"shared": object(), "own": None})
+    assert writer.idle
+
+
+def test_a_store_that_takes_nothing_leaves_a_checkpoint_out(tmp_path, caplog):
+    store = Store(str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("in the way")
+    checkpoints = Checkpoints(store, keep=2)
+    writer = Writer(checkpoints, 0, lambda step, digests: checkpoints.commit(step, digests))
+    writer.begin(1, {"shared": {}, "own": None})
+    digest = writer.digest()
+    assert digest == ""
+    writer.settle([digest])
+    writer.wait()
+    assert "the checkpoint of step 1 is left out" in caplog.text
+    (tmp_path / "run" / "checkpoints").unlink()
+    writer.begin(2, {"shared": {}, "own": None})
+    writer.settle([writer.digest()])
+    writer.wait()
+    assert checkpoints.latest().step == 2

@@ -194,3 +194,83 @@ def test_a_stop_is_no_exception_that_a_user_would_catch(tmp_path):
             context.report({"loss": 1.0})
         except Exception:
             pytest.fail("swallowed")
+
+
+def fitted(folder, module, **options):
+    """Train on the rows without dropout, and return the weights."""
+    context = Context(spec(**{"epochs": 2, "batch_size": 16, **options}), DATA, Checkpoints(Store(str(folder)), 1))
+    loop.fit(module, context)
+    return module.state_dict()
+
+
+def plain():
+    torch.manual_seed(3)
+    return torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+
+
+@pytest.mark.parametrize("micro", [1, 5, 16, 99])
+def test_steps_in_parts_learn_the_same(tmp_path, micro):
+    whole = fitted(tmp_path / "whole", plain())
+    parts = fitted(tmp_path / "parts", plain(), micro_batch=micro)
+    assert all(torch.allclose(value, parts[name], atol=1e-5) for name, value in whole.items())
+
+
+class Full(torch.nn.Module):
+    """A module for which memory runs out with more than some rows, as on a GPU."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most, self.inner, self.seen = most, network(), []
+
+    def forward(self, inputs):
+        if self.training:
+            torch.rand(1)  # what was drawn before memory ran out must not count
+        if len(inputs) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.seen.append(len(inputs))
+        return self.inner(inputs)
+
+
+def test_where_memory_runs_out_a_step_is_done_again_in_smaller_parts(tmp_path):
+    module = Full(most=5)
+    torch.manual_seed(7)
+    full = fitted(tmp_path / "full", module, validation=0)
+    assert max(module.seen) <= 5
+    torch.manual_seed(7)
+    small = Full(most=99)
+    asked = fitted(tmp_path / "small", small, micro_batch=4, validation=0)
+    assert all(torch.equal(value, asked[name]) for name, value in full.items()), "as if it had been asked for"
+
+
+def test_one_row_that_does_not_fit_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="1 rows at once do not fit into memory"):
+        fitted(tmp_path, Full(most=0), validation=0)
+
+
+def test_rates_rise_and_fall():
+    steps = 100
+    rates = {
+        name: [loop.rate_at(step, steps, Loop.of(lr=0.1, lr_schedule=name, warmup=0.1)) for step in range(steps)]
+        for name in ("constant", "linear", "cosine")
+    }
+    for found in rates.values():
+        assert found[:10] == pytest.approx([0.01 * (step + 1) for step in range(10)])
+        assert max(found) == pytest.approx(0.1)
+    assert set(rates["constant"][10:]) == {0.1}
+    for name in ("linear", "cosine"):
+        assert all(before > after > 0 for before, after in zip(rates[name][10:], rates[name][11:], strict=False))
+        assert rates[name][-1] < 0.002
+
+
+def test_gradients_are_shortened(tmp_path):
+    before = plain().state_dict()
+    after = fitted(tmp_path, plain(), optimizer="sgd", lr=1.0, max_grad_norm=1e-6, epochs=1)
+    moved = sum(float((after[name] - value).norm()) ** 2 for name, value in before.items()) ** 0.5
+    assert 0 < moved <= 5.001e-6, "five steps of at most a millionth"
+
+
+def test_bfloat16_computes_less_precisely_and_keeps_its_weights(tmp_path):
+    exact, rough = fitted(tmp_path / "a", plain()), fitted(tmp_path / "b", plain(), precision="bfloat16")
+    assert all(value.dtype == torch.float32 for value in rough.values())
+    assert any(not torch.equal(value, rough[name]) for name, value in exact.items())
+    assert all(torch.allclose(value, rough[name], atol=0.02) for name, value in exact.items())
