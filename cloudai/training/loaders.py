@@ -19,8 +19,8 @@ class Loader:
     """Batches of a map-style dataset in an order of their own for each epoch; made by `cloudai.Context.loader`.
 
     Iterating yields what is left of the present epoch, and then the next epoch begins. A checkpoint that is reported while a
-    batch is at hand counts it as done. What a dataset draws for a row, such as an augmentation, is drawn from the seed, the epoch and
-    the row, so it is the same in the training's process and in any number of worker processes.
+    batch is at hand counts it as done. What a dataset draws for a row, such as an augmentation, is drawn from the seed, the
+    epoch and the row, so it is the same in the training's process and in any number of worker processes.
 
     Parameters
     ----------
