@@ -149,10 +149,14 @@ class _Advance:
 
     def _start(self) -> None:
         """Choose a place, note a new attempt there, and submit it."""
+        limits, now = Limits.from_json(self.record.desired.get("limits")), self.ledger.clock.now()
+        if reason := limits.no_room(now):  # a deadline passes also for who waits for a place
+            self._stop(limits, reason)
+            return
         recorded = self.record.desired.get("offer") if not self.attempts else None
         offer = Offer(**recorded) if recorded else place(self.driver, needs_of(self.spec), spot=self.spec.spot_policy == "spot")
-        limits, price, now = Limits.from_json(self.record.desired.get("limits")), price_of(offer), self.ledger.clock.now()
         limits.refuse_uncounted(offer)
+        price = price_of(offer)
         limits = limits.at(spent=spending(spans_of(self.attempts), now).amount, per_hour=price.per_hour)
         if reason := limits.no_room(now):
             self._stop(limits, reason)

@@ -16,7 +16,10 @@ from cloudai.artifacts.store import Store
 from cloudai.serving.router import RouterOptions
 from cloudai.specs.monitoring import MonitorSpec
 from cloudai.specs.training import FailurePolicy
+from cloudai.training.hangs import patience
 from cloudai.training.job import WORKER_PATIENCE
+from cloudai.training.limits import RESERVE
+from cloudai.training.notices import Aws
 from docs import generate
 from tests.conftest import processes_of, wait_until
 from tests.docs import pages
@@ -157,13 +160,15 @@ def test_the_numbers_on_the_pages_are_those_of_the_code():
         ],
         "docs/how-to/monitor-drift.md": [f"`min_rows` ({DriftPolicy().min_rows})", "5 minutes by default"],
         "docs/explanation/drift.md": [f"`alarm_rate` ({DriftPolicy().alarm_rate})"],
+        "docs/how-to/limit-a-run.md": [f"{RESERVE:g} seconds for its own end"],
+        "docs/how-to/survive-preemptions.md": [f"every {Aws.pause:g} s", "at least five minutes", "they have half an hour"],
         "docs/how-to/train-your-own-loop.md": [f"{FailurePolicy().max_failures} times by default"],
         "docs/how-to/keep-artifacts-on-s3.md": [
             f"{Store('memory://x').patience:g} seconds in a notebook, {WORKER_PATIENCE / 60:g} minutes in a worker"
         ],
     }
     pieces = [(page, piece) for page, found in said.items() for piece in found]
-    assert MonitorSpec().every == 300
+    assert (MonitorSpec().every, patience(None, 0.0)) == (300, 300)
     assert [piece for page, piece in pieces if piece not in _said()[page]] == []
 
 

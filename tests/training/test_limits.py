@@ -222,6 +222,17 @@ def test_no_attempt_is_started_that_would_come_to_nothing(home):
         assert len(simulation.bill.lines) == 1
 
 
+def test_a_deadline_passes_also_while_the_run_waits_for_a_place(home):
+    world = World(zones=[Zone(name="a", price=1.0, quota=1)])
+    with Simulation(world, durations={"*": "3h"}) as simulation:
+        train("first")
+        second = train("second", deadline="1h")
+        simulation.advance("70m")
+        assert (second.phase, second.status.attempt) == ("stopped", 0)
+        assert "the deadline" in second.status.reason
+        assert len(simulation.bill.lines) == 1
+
+
 def test_the_supervisor_ends_a_worker_that_does_not_count(home, monkeypatch):
     monkeypatch.setattr("cloudai.testing.workload.TrainingWorkload._stop", lambda *_: None)
     with Simulation(World(zones=[Zone(name="a", price=3.6, boot=0)]), durations={"*": "1h"}) as simulation:
