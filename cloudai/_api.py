@@ -328,7 +328,7 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
         _require("training", "train", "torch")
         check_address(tracking)
         if loop_defaults(work):
-            _require("training on texts", "text", "transformers", *(["peft"] if "lora" in text_options else []))
+            _require("training on texts", "text", "transformers", *(["peft"] if text_options.get("lora") else []))
         if options.get("num_workers", 1) != 1:
             _require("training with several workers", "ray", "ray")
     base = options.get("model_name") or base_name(work)

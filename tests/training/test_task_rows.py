@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -149,3 +152,36 @@ def test_with_adapters_only_they_and_new_layers_are_trained_and_kept(kind):
         for name, array in before.items():
             if array.dtype.kind == "f":
                 assert np.allclose(array, after[name], atol=1e-4)
+
+
+def _texts(*texts: str) -> np.ndarray:
+    return np.array(texts, dtype=object)
+
+
+def test_odd_texts_have_answers_too():
+    bert = small_models.bert(["a b c d e"], 16)
+    reader, tagger, embedder = drawn(Reader, *bert), drawn(Tagger, *bert, ("A", "O")), drawn(Embedder, *bert)
+    odd = _texts("", " ", "🎉 unknown", "a " * 100)
+    answers = reader.answers({"question": odd, "context": _texts("", "b", "a", "b " * 100)})
+    assert answers["answer"].tolist()[:3] == ["", "b", "a"]
+    assert answers["score"][0] == 0
+    entities = [json.loads(row) for row in tagger.answers({"text": odd})["entities"]]
+    assert entities[:2] == [[], []]
+    assert all(entity["text"] == odd[2][entity["start"] : entity["end"]] for entity in entities[2])
+    assert np.isfinite(embedder.answers({"text": odd})["vector"]).all()
+    assert [len(model.answers({name: _texts() for name in model.inputs})[output]) for model, output in (
+        (reader, "answer"), (tagger, "entities"), (embedder, "vector"), (writing(3), "continuation")
+    )] == [0, 0, 0, 0]  # fmt: skip
+
+
+def writing(most: int) -> Writer:
+    return replace(writer(longest=16), facts={"max_new_tokens": most})
+
+
+@pytest.mark.parametrize("most", [3, 10**6])
+def test_a_writer_keeps_within_what_its_model_takes(most):
+    texts = ["", "a", "b c " * 50]
+    written = writing(most).answers({"text": _texts(*texts)})["continuation"]
+    assert [len(text.split()) <= min(most, 8) for text in written] == [True, True, True]
+    alone = [writing(most).answers({"text": _texts(text)})["continuation"][0] for text in texts]
+    assert written.tolist() == alone, "others in the batch play no part"

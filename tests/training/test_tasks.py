@@ -144,6 +144,17 @@ def test_adapters_are_merged_and_lie_beside(home, tmp_path, monkeypatch):
     assert b"lora" not in model.file("model.safetensors")
 
 
+@pytest.mark.parametrize("task", WORK)
+def test_in_bfloat16_it_learns_as_well(home, tmp_path, task):
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        spec = run_of(tmp_path, task, precision, precision=precision, epochs=1)
+        assert attempt(spec) == SUCCEEDED
+        losses.append(model_of(spec).metrics["val_loss"])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
 def test_activations_that_are_computed_again_change_no_bit(home, tmp_path, lora):
     specs = [run_of(tmp_path, "causal-lm", str(on).lower(), gradient_checkpointing=on, lora=lora) for on in (True, False)]
