@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cloudai.serving.deployment import Deployment
     from cloudai.specs.limits import Budget
     from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy
-    from cloudai.specs.resources import Resources
+    from cloudai.specs.resources import Resources, ScalingPolicy
     from cloudai.specs.serving import ServerLimits
     from cloudai.specs.texts import Lora
     from cloudai.specs.training import CheckpointPolicy
@@ -45,6 +45,7 @@ _WHERE = {
     "Plan": "cloudai.planning.plan",
     "Resources": "cloudai.specs.resources",
     "Run": "cloudai.training.run",
+    "ScalingPolicy": "cloudai.specs.resources",
     "ServerLimits": "cloudai.specs.serving",
     "Table": "cloudai.training.tables",
     "attach": "cloudai._api",
@@ -76,6 +77,7 @@ __all__ = [
     "Plan",
     "Resources",
     "Run",
+    "ScalingPolicy",
     "ServerLimits",
     "Table",
     "attach",

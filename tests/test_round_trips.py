@@ -23,6 +23,7 @@ from cloudai.monitoring.drift import Finding, Report
 from cloudai.planning.estimate import Estimate
 from cloudai.planning.plan import Plan
 from cloudai.serving.rollout import Rollout
+from cloudai.specs.limits import Budget
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.serving import DeploySpec, ServerLimits
@@ -62,6 +63,14 @@ lora = st.builds(
     dropout=st.floats(0, 0.99),
     targets=st.none() | st.lists(TEXT, max_size=2).map(tuple),
 )
+workers = st.integers(1, 4096)
+scaling = st.builds(
+    ScalingPolicy,
+    num_workers=workers | st.tuples(workers, workers).map(lambda pair: (min(pair), max(pair))),
+    strategy=st.sampled_from(["ddp", "fsdp"]),
+    check_every=SECONDS,
+)
+budget = st.builds(Budget, amount=st.floats(1e-6, 1e9), currency=st.sampled_from(["USD", "EUR"]), warn_at=st.floats(0.01, 1))
 train_spec = st.builds(
     TrainSpec,
     name=NAME,
@@ -88,10 +97,12 @@ train_spec = st.builds(
     loop=st.builds(Loop, lr=st.floats(1e-12, 10), epochs=st.integers(1, 10**6), validation=st.floats(0, 0.99)),
     seed=st.integers(0, 2**32 - 1),
     resources=resources,
-    scaling=st.builds(ScalingPolicy, num_workers=st.integers(1, 4096)),
+    scaling=scaling,
     spot_policy=st.sampled_from(["on-demand", "spot"]),
     checkpoint=checkpoint,
-    failure=st.builds(FailurePolicy, max_failures=st.integers(0, 100)),
+    failure=st.builds(FailurePolicy, max_failures=st.integers(0, 100), hang=st.none() | st.floats(0.1, 1e6)),
+    budget=st.none() | budget,
+    deadline=st.none() | st.floats(0.1, 1e9) | st.datetimes(datetime(1970, 1, 2), datetime(2200, 1, 1), timezones=st.just(UTC)),
     lease=st.none() | SECONDS,
     store=TEXT,
     tracking=TEXT,
@@ -123,8 +134,10 @@ SPECS = {
     ServerLimits: limits,
     DriftPolicy: drift,
     DecisionPolicy: decision_policy,
+    Budget: budget,
     CheckpointPolicy: checkpoint,
     Lora: lora,
+    ScalingPolicy: scaling,
     TrainSpec: train_spec,
     DeploySpec: deploy_spec,
     MonitorSpec: monitor_spec,

@@ -146,11 +146,13 @@ class Source(Spec):
     """What each column holds."""
     integers: bool = False
     """Whether integer inputs stay integers."""
+    stream: bool = False
+    """Whether the rows are read again and again while they are trained on, not once into memory."""
 
     @property
     def digest(self) -> str:
         """The SHA-256 of all this: of which files in which state, and what of them."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        return hashlib.sha256(self.model_dump_json(exclude={"stream"}).encode()).hexdigest()
 
     @property
     def size(self) -> int:

@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ def prepare(work: Any, data: Any, loop: Loop, text: Mapping[str, Any] | None = N
     if callable(work) and hasattr(work, "__code__"):
         _check_takes_context(work)
         bundle = capture([work])
-        parsed = parse_data(data, integers=True) if data is not None else None
+        parsed = _in_memory(parse_data(data, integers=True), data) if data is not None else None
         return _prepared("function", bundle=bundle, entry=bundle.entries[work.__qualname__], data=parsed)
     raise SpecError(
         f"cannot train {type(work).__name__}",
@@ -158,7 +158,23 @@ def _text_table(table: Table, task: str) -> TrainingData:
         raise DataError(f"a table has one column of texts, and task={task!r} needs more than one", fix=fix)
     if not table.text or not table.target:
         raise DataError("a model of texts needs a column of texts and one of labels", fix="give Table(…, text=…, target=…)")
-    return parse_data(table, texts=True)
+    return _in_memory(parse_data(table, texts=True), table)
+
+
+def _in_memory(parsed: TrainingData, data: Any) -> TrainingData:
+    """Return data that is read into memory as a whole, whatever its size.
+
+    Raises
+    ------
+    DataError
+        If it was asked for as a stream.
+    """
+    if isinstance(data, Table) and data.stream:
+        fix = "leave stream=True out, or train a torch.nn.Module on numbers"
+        raise DataError("only modules that the built-in loop trains take a stream", fix=fix)
+    if parsed.source is None:
+        return parsed
+    return replace(parsed, source=parsed.source.model_copy(update={"stream": False}))
 
 
 def _check_takes_context(function: Any) -> None:
