@@ -31,6 +31,8 @@ _PART = re.compile(
 
 RETURNED = {
     "RunStatus": "cloudai.training.run",
+    "BenchmarkResult": "cloudai.benchmarking.result",
+    "Measurement": "cloudai.benchmarking.measurement",
     "Spending": "cloudai.planning.spending",
     "Estimate": "cloudai.planning.estimate",
     "Offer": "cloudai.drivers.protocols",

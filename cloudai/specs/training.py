@@ -166,9 +166,9 @@ class Work(Spec):
     Every part lies in the store, but for sources and for pretrained models that are a folder or a name.
     """
 
-    kind: Literal["function", "module", "text"]
+    kind: Literal["function", "module", "text", "benchmark"]
     entry: str = ""
-    """Of a function: ``module:name`` inside the bundle."""
+    """Of a function: ``module:name`` inside the bundle; of a benchmark: in cloudai."""
     code: str = ""
     """The store's key of the code bundle; empty where no code of the user's is needed."""
     module: str = ""

@@ -128,6 +128,7 @@ class _Worker:
         self.tracker: BackgroundTracker | None = None
         self._latest: dict[str, float] = {}
         self._tuning: FineTuning | None = None
+        self._outcome: str | None = None
         if group.rank == 0:
             about = {"pid": os.getpid(), "total_steps": total_steps(spec)}
             doing = {"doing": "reading the data"} if spec.work.source is not None else {}
@@ -260,6 +261,9 @@ class _Worker:
             return module, loop.fit(module, self.context)
         if work.kind == "text":
             return self._fine_tuned()
+        if work.kind == "benchmark":
+            self._outcome = resolve(work.entry)(self.context)
+            return None, self._latest
         returned = resolve(work.entry)(self.context)
         if returned is not None and not isinstance(returned, torch.nn.Module):
             raise SpecError(f"the function returned a {type(returned).__name__}", fix="return a torch.nn.Module, or nothing")
@@ -357,6 +361,8 @@ class _Worker:
         result: dict[str, Any] = {"metrics": dict(metrics), "exact": not why_not, "why_not_exact": why_not}
         if model is not None:
             result["model"] = {"name": model.name, "version": model.version, "uri": model.uri, "digest": model.digest}
+        if self._outcome is not None:
+            result["outcome"] = self._outcome
         self.journal.update(doing="recording in the tracker")
         self.files.folder.write_json("result.json", result)
         return result
