@@ -49,13 +49,3 @@ def test_a_task_from_call_to_service_with_a_kill_on_the_way(home, task):
 
 def _places(entities: str) -> list[tuple[str, int, int]]:
     return [(entity["label"], entity["start"], entity["end"]) for entity in json.loads(entities)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("task", "metric"), [("token-classification", "val_f1"), ("embeddings", "val_recall_at_1")])
-def test_two_workers_train_adapters_of_one_model(home, task, metric):
-    work, data = (make() for make in WORK[task])
-    options = {**OPTIONS, "lr": 0.05, "epochs": 15, "task": task, "lora": cloudai.Lora(), "lease": "5m"}
-    run = cloudai.train(work, data, name="pair", num_workers=2, **options).wait(220)
-    assert run.exact
-    assert run.metrics[metric] > 0.5

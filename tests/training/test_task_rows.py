@@ -17,6 +17,7 @@ from cloudai.artifacts.text_taggers import Tagger
 from cloudai.artifacts.text_writers import Writer
 from cloudai.specs.texts import Lora
 from cloudai.training.adapters import adapted, keep_only_trained, merged
+from cloudai.training.fine_tuning import ROWS
 from cloudai.training.tasks import language, measures, parsing
 from cloudai.training.tasks.answers import AnswerRows
 from cloudai.training.tasks.language import BlockRows
@@ -185,3 +186,22 @@ def test_a_writer_keeps_within_what_its_model_takes(most):
     assert [len(text.split()) <= min(most, 8) for text in written] == [True, True, True]
     alone = [writing(most).answers({"text": _texts(text)})["continuation"][0] for text in texts]
     assert written.tolist() == alone, "others in the batch play no part"
+
+
+@pytest.mark.parametrize("kind", [Tagger, Reader, Writer, Embedder])
+@pytest.mark.parametrize("lora", [None, Lora(rank=1)], ids=["full", "lora"])
+def test_every_weight_that_is_trained_plays_a_part(kind, lora):
+    data = {
+        Tagger: ([["a", "b"], ["c"]], [["A", "B"], ["B"]]),
+        Reader: (["a b c", "b a"], ["d", "e"], ["b", "a"]),
+        Writer: TEXTS,
+        Embedder: (["a", "b"], ["c", "d"]),
+    }[kind]
+    parsed = parsing.parse(kind.task, data)
+    model = drawn(kind, *(small_models.gpt2 if kind is Writer else small_models.bert)(TEXTS, 16), parsed.labels)
+    model = adapted(model, lora) if lora else model
+    module = model.trainable()
+    rows = ROWS[kind.task](model, parsed.arrays)
+    rows.loss(module, torch.arange(2)).backward()
+    idle = [name for name, weight in module.named_parameters() if weight.requires_grad and weight.grad is None]
+    assert idle == [], "several workers would wait for its gradient for ever"
