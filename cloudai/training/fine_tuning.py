@@ -30,7 +30,7 @@ from cloudai.training.texts import class_codes
 __all__ = ["ROWS", "FineTuning", "first_weights"]
 
 _BASE = "base.json"
-_EXAMPLEROWS = 8
+_EXAMPLE_ROWS = 8
 
 ROWS: Mapping[str, Callable[[Any, Mapping[str, np.ndarray]], Examples]] = {
     "text-classification": ClassRows,
@@ -101,7 +101,7 @@ class FineTuning:
             beside = adapters.adapter_files(model)
             model = adapters.merged(model)
         model.model.requires_grad_(True)
-        files, signature = text_files.pack(model, {name: array[:_EXAMPLEROWS] for name, array in self.inputs.items()})
+        files, signature = text_files.pack(model, {name: array[:_EXAMPLE_ROWS] for name, array in self.inputs.items()})
         return {**files, **beside}, signature
 
 
