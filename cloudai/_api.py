@@ -478,7 +478,7 @@ def _train_spec(work: Any, data: Any, options: TrainOptions, search: Search | No
         _require("training", "train", "torch")
         check_address(tracking)
         if loop_defaults(work):
-            _require("training on texts", "text", "transformers", *(["peft"] if "lora" in text_options else []))
+            _require("training on texts", "text", "transformers", *(["peft"] if text_options.get("lora") else []))
         if scaling.largest != 1:
             _require("training with several workers", "ray", "ray")
     base = options.get("model_name") or base_name(work)

@@ -105,8 +105,8 @@ def _task(content: bytes | None) -> tuple[type[TextModel], dict[str, Any]]:
     if content is None:
         return Classifier, {}
     facts = json.loads(content)
-    task = facts.pop("task", "")
-    if task not in KINDS:
+    task = facts.pop("task", "") if isinstance(facts, dict) else facts
+    if not isinstance(task, str) or task not in KINDS:
         raise IntegrityError(f"the model is for the unknown task {str(task)[:40]!r}", fix="update cloudai")
     return KINDS[task], facts
 

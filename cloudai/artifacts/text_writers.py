@@ -66,7 +66,11 @@ class Writer(TextModel):
     def answers(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return what the model writes after each text; of a long one only the end is looked at."""
         room = self.capacity - self.most
-        rows = self.tokenizer(inputs["text"].tolist(), add_special_tokens=False)["input_ids"] if len(inputs["text"]) else []
+        rows = (
+            self.tokenizer(inputs["text"].tolist(), add_special_tokens=False, verbose=False)["input_ids"]
+            if len(inputs["text"])
+            else []
+        )
         found: list[str] = []
         for part in in_parts([row[-room:] or [self.stand_in] for row in rows]):
             found += self._continued(part)

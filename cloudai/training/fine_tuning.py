@@ -27,18 +27,19 @@ from cloudai.training.tasks.rows import ClassRows
 from cloudai.training.tasks.tags import TagRows
 from cloudai.training.texts import class_codes
 
-__all__ = ["FineTuning", "first_weights"]
+__all__ = ["ROWS", "FineTuning", "first_weights"]
 
 _BASE = "base.json"
 _EXAMPLE_ROWS = 8
 
-_ROWS: Mapping[str, Callable[[Any, Mapping[str, np.ndarray]], Examples]] = {
+ROWS: Mapping[str, Callable[[Any, Mapping[str, np.ndarray]], Examples]] = {
     "text-classification": ClassRows,
     "token-classification": TagRows,
     "question-answering": AnswerRows,
     "causal-lm": BlockRows,
     "embeddings": PairRows,
 }
+"""The rows of each task, as the loop takes them."""
 
 
 class FineTuning:
@@ -76,7 +77,7 @@ class FineTuning:
             from cloudai.training.adapters import keep_only_trained
 
             keep_only_trained(self.module)
-        self.examples = _ROWS[work.text.task](self._model, data)
+        self.examples = ROWS[work.text.task](self._model, data)
         self.origin = {"module": base, "source": Path(work.pretrained).name}
 
     @property

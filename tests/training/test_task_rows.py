@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,7 @@ from cloudai.artifacts.text_taggers import Tagger
 from cloudai.artifacts.text_writers import Writer
 from cloudai.specs.texts import Lora
 from cloudai.training.adapters import adapted, keep_only_trained, merged
+from cloudai.training.fine_tuning import ROWS
 from cloudai.training.tasks import language, measures, parsing
 from cloudai.training.tasks.answers import AnswerRows
 from cloudai.training.tasks.language import BlockRows
@@ -149,3 +153,55 @@ def test_with_adapters_only_they_and_new_layers_are_trained_and_kept(kind):
         for name, array in before.items():
             if array.dtype.kind == "f":
                 assert np.allclose(array, after[name], atol=1e-4)
+
+
+def _texts(*texts: str) -> np.ndarray:
+    return np.array(texts, dtype=object)
+
+
+def test_odd_texts_have_answers_too():
+    bert = small_models.bert(["a b c d e"], 16)
+    reader, tagger, embedder = drawn(Reader, *bert), drawn(Tagger, *bert, ("A", "O")), drawn(Embedder, *bert)
+    odd = _texts("", " ", "🎉 unknown", "a " * 100)
+    answers = reader.answers({"question": odd, "context": _texts("", "b", "a", "b " * 100)})
+    assert answers["answer"].tolist()[:3] == ["", "b", "a"]
+    assert answers["score"][0] == 0
+    entities = [json.loads(row) for row in tagger.answers({"text": odd})["entities"]]
+    assert entities[:2] == [[], []]
+    assert all(entity["text"] == odd[2][entity["start"] : entity["end"]] for entity in entities[2])
+    assert np.isfinite(embedder.answers({"text": odd})["vector"]).all()
+    assert [len(model.answers({name: _texts() for name in model.inputs})[output]) for model, output in (
+        (reader, "answer"), (tagger, "entities"), (embedder, "vector"), (writing(3), "continuation")
+    )] == [0, 0, 0, 0]  # fmt: skip
+
+
+def writing(most: int) -> Writer:
+    return replace(writer(longest=16), facts={"max_new_tokens": most})
+
+
+@pytest.mark.parametrize("most", [3, 10**6])
+def test_a_writer_keeps_within_what_its_model_takes(most):
+    texts = ["", "a", "b c " * 50]
+    written = writing(most).answers({"text": _texts(*texts)})["continuation"]
+    assert [len(text.split()) <= min(most, 8) for text in written] == [True, True, True]
+    alone = [writing(most).answers({"text": _texts(text)})["continuation"][0] for text in texts]
+    assert written.tolist() == alone, "others in the batch play no part"
+
+
+@pytest.mark.parametrize("kind", [Tagger, Reader, Writer, Embedder])
+@pytest.mark.parametrize("lora", [None, Lora(rank=1)], ids=["full", "lora"])
+def test_every_weight_that_is_trained_plays_a_part(kind, lora):
+    data = {
+        Tagger: ([["a", "b"], ["c"]], [["A", "B"], ["B"]]),
+        Reader: (["a b c", "b a"], ["d", "e"], ["b", "a"]),
+        Writer: TEXTS,
+        Embedder: (["a", "b"], ["c", "d"]),
+    }[kind]
+    parsed = parsing.parse(kind.task, data)
+    model = drawn(kind, *(small_models.gpt2 if kind is Writer else small_models.bert)(TEXTS, 16), parsed.labels)
+    model = adapted(model, lora) if lora else model
+    module = model.trainable()
+    rows = ROWS[kind.task](model, parsed.arrays)
+    rows.loss(module, torch.arange(2)).backward()
+    idle = [name for name, weight in module.named_parameters() if weight.requires_grad and weight.grad is None]
+    assert idle == [], "several workers would wait for its gradient for ever"

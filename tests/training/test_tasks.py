@@ -114,13 +114,17 @@ def test_an_embedder_puts_what_belongs_together_near(home, tmp_path):
     assert model.metrics["val_recall_at_1"] > 0.5
 
 
-@pytest.mark.parametrize("lora", [None, Lora(rank=2, dropout=0.1)], ids=["full", "lora"])
-@pytest.mark.parametrize("task", WORK)
+ADAPTED = Lora(rank=2, dropout=0.1)
+
+
+@pytest.mark.parametrize(
+    ("task", "lora"), [*((task, None) for task in WORK), ("token-classification", ADAPTED), ("causal-lm", ADAPTED)]
+)
 def test_interrupted_it_ends_with_the_same_weights(home, tmp_path, task, lora):
-    calm, disturbed = (run_of(tmp_path, task, name, lora=lora) for name in ("calm", "disturbed"))
+    calm, disturbed = (run_of(tmp_path, task, name, lora=lora, epochs=3) for name in ("calm", "disturbed"))
     assert attempt(calm) == SUCCEEDED
     torch.manual_seed(99)
-    assert attempt(disturbed, 1, stop_after=9) == STOPPED
+    assert attempt(disturbed, 1, stop_after=4) == STOPPED
     assert RunFiles(disturbed).folder.list("checkpoints"), "it was stopped after its beginning"
     torch.manual_seed(98)
     assert attempt(disturbed, 2) == SUCCEEDED
@@ -142,6 +146,18 @@ def test_adapters_are_merged_and_lie_beside(home, tmp_path, monkeypatch):
     facts = json.loads(model.file("lora.json"))
     assert (facts["r"], facts["base_model_name_or_path"]) == (2, "")
     assert b"lora" not in model.file("model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", WORK)
+def test_in_bfloat16_it_learns_as_well(home, tmp_path, task):
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        spec = run_of(tmp_path, task, precision, precision=precision, epochs=1)
+        assert attempt(spec) == SUCCEEDED
+        losses.append(model_of(spec).metrics["val_loss"])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
