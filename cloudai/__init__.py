@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from cloudai.monitoring.monitor import Monitor
     from cloudai.planning.plan import Plan
     from cloudai.serving.deployment import Deployment
+    from cloudai.specs.limits import Budget
     from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy
-    from cloudai.specs.resources import Resources
+    from cloudai.specs.resources import Resources, ScalingPolicy
     from cloudai.specs.serving import ServerLimits
     from cloudai.specs.training import CheckpointPolicy
     from cloudai.training.context import Context
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Budget": "cloudai.specs.limits",
     "CheckpointPolicy": "cloudai.specs.training",
     "Context": "cloudai.training.context",
     "Decision": "cloudai.monitoring.decide",
@@ -41,6 +43,7 @@ _WHERE = {
     "Plan": "cloudai.planning.plan",
     "Resources": "cloudai.specs.resources",
     "Run": "cloudai.training.run",
+    "ScalingPolicy": "cloudai.specs.resources",
     "ServerLimits": "cloudai.specs.serving",
     "Table": "cloudai.training.tables",
     "attach": "cloudai._api",
@@ -59,6 +62,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "Budget",
     "CheckpointPolicy",
     "Context",
     "Decision",
@@ -70,6 +74,7 @@ __all__ = [
     "Plan",
     "Resources",
     "Run",
+    "ScalingPolicy",
     "ServerLimits",
     "Table",
     "attach",

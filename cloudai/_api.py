@@ -5,18 +5,21 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from datetime import datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 from cloudai import settings
+from cloudai.artifacts.filesystems import is_local
 from cloudai.artifacts.known import find_model
 from cloudai.artifacts.model import Model
 from cloudai.artifacts.store import Store
 from cloudai.display import nearest
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import Driver, Needs, Offer
-from cloudai.errors import DriverError, MissingExtraError, NotReadyError, SpecError
+from cloudai.errors import DriverError, MissingExtraError, NotReadyError, SpecError, StoreError
 from cloudai.inventory import Cleanup, Inventory, Ledgered
 from cloudai.monitoring.monitor import Monitor
 from cloudai.monitoring.monitor import advance as advance_monitor
@@ -31,6 +34,7 @@ from cloudai.serving.deployment import Deployment, deployment_spending, model_en
 from cloudai.serving.ports import check_port
 from cloudai.serving.rollout import Rollout
 from cloudai.specs.confidential import refuse_secrets
+from cloudai.specs.limits import Budget
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.serving import DeploySpec, ServerLimits
@@ -41,6 +45,7 @@ from cloudai.tracking import check_address, parse_address
 from cloudai.training.advance import advance as advance_run
 from cloudai.training.advance import due as run_due
 from cloudai.training.advance import needs_of as run_needs
+from cloudai.training.limits import Limits
 from cloudai.training.run import Run, run_spending
 from cloudai.training.tables import check_reach
 from cloudai.training.work import Prepared, base_name, loop_defaults, prepare
@@ -60,11 +65,15 @@ class TrainOptions(TypedDict, total=False):
     model_name: str | None
     config: Mapping[str, Any]
     seed: int
-    num_workers: int
+    num_workers: int | tuple[int, int]
+    scaling: ScalingPolicy
     resources: Resources
     spot_policy: Literal["on-demand", "spot"]
     checkpoint: CheckpointPolicy
     max_failures: int
+    hang: str | float | None
+    budget: Budget | None
+    deadline: str | float | datetime | None
     lease: str | float | None
     loss: Literal["cross_entropy", "mse", "l1", "bce_with_logits"]
     optimizer: Literal["adamw", "adam", "sgd"]
@@ -106,7 +115,11 @@ def plan(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Plan[R
     estimate = estimate_seconds(spec, open_ledger().records("run"))
     offers, needs, spot = tuple(_offers(run_needs(spec), spec.on)), run_needs(spec), spec.spot_policy == "spot"
     offer = choose(offers, spec.on, spot=spot)
-    return Plan(f"train {spec.name}", needs, offer, offers, estimate, lambda: _start_run(prepared, spec), spot)
+    limits = Limits.of(spec.budget, spec.deadline, open_ledger().clock.now())
+    if offer is not None:
+        limits.refuse_uncounted(offer)
+    start = partial(_start_run, prepared, spec)
+    return Plan(f"train {spec.name}", needs, offer, offers, estimate, start, spot, limits.forecast(estimate, offer))
 
 
 def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
@@ -123,11 +136,14 @@ def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
         is copied into the store, so later changes do not matter. Or a `Table`: files that the worker reads where they lie.
     **options
         ``name`` (of the run; by default one is made up), ``model_name``, ``on`` (the driver, ``"local"``), ``config`` (for
-        your function), ``seed``, ``num_workers``, ``resources``, ``spot_policy`` (``"spot"`` for machines that may be taken
-        away, at a lower price), ``checkpoint``, ``max_failures`` (how often a killed worker comes back), ``lease`` (how long
-        it goes on when no live handle renews it; ``None`` for ever). For a module also ``loss``, ``optimizer``, ``lr``,
-        ``lr_schedule``, ``warmup``, ``weight_decay``, ``max_grad_norm``, ``epochs``, ``batch_size``, ``micro_batch``,
-        ``precision``, ``validation``; for a pretrained model also ``max_length``.
+        your function), ``seed``, ``num_workers`` (or ``(min, max)``), ``scaling`` (a `ScalingPolicy`, for more than the
+        number), ``resources``, ``spot_policy`` (``"spot"`` for machines that may be taken
+        away, at a lower price), ``checkpoint``, ``max_failures`` (how often a killed worker comes back), ``hang`` (after how
+        long without a step it is ended, to come back), ``budget`` (a `Budget`) and ``deadline`` (``"2h"`` from now, or a
+        datetime with its time zone), at which it stops with a checkpoint, ``lease`` (how long it goes on when no live
+        handle renews it; ``None`` for ever). For a module also ``loss``, ``optimizer``, ``lr``, ``lr_schedule``,
+        ``warmup``, ``weight_decay``, ``max_grad_norm``, ``epochs``, ``batch_size``, ``micro_batch``, ``precision``,
+        ``validation``; for a pretrained model also ``max_length``.
 
     Returns
     -------
@@ -302,13 +318,13 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
     loop_options = {key: value for key, value in options.items() if key in Loop.model_fields}
     _refuse_unknown("train", options, TrainOptions)
     loop = Loop.of(**{**loop_defaults(work), **loop_options})
-    tracking = parse_address(now.tracking)
+    tracking, scaling = parse_address(now.tracking), _scaling(options)
     if registry.train_driver(options.get("on", "local")).capabilities.here:
         _require("training", "train", "torch")
         check_address(tracking)
         if loop_defaults(work):
             _require("training on texts", "text", "transformers")
-        if options.get("num_workers", 1) != 1:
+        if scaling.largest != 1:
             _require("training with several workers", "ray", "ray")
     base = options.get("model_name") or base_name(work)
     spec = TrainSpec.of(
@@ -320,20 +336,21 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
         loop=loop,
         seed=options.get("seed", 0),
         resources=options.get("resources", Resources()),
-        scaling=ScalingPolicy.of(num_workers=options.get("num_workers", 1)),
+        scaling=scaling,
         checkpoint=options.get("checkpoint", CheckpointPolicy()),
         spot_policy=options.get("spot_policy", "on-demand"),
-        failure=FailurePolicy.of(max_failures=options.get("max_failures", 3)),
+        failure=FailurePolicy.of(max_failures=options.get("max_failures", 3), hang=options.get("hang")),
+        budget=options.get("budget"),
+        deadline=options.get("deadline"),
         lease=options.get("lease", now.run_lease),
         store=now.store,
         tracking=tracking,
     )
     refuse_secrets(spec.config, "config")
-    if loop.batch_size % spec.scaling.num_workers:
-        fix = "choose a batch_size that all workers can share equally"
-        raise SpecError(f"batch_size={loop.batch_size} cannot be split over {spec.scaling.num_workers} workers", fix=fix)
     _refuse_spot(spec)
+    _refuse_here_only(spec, now)
     prepared = prepare(work, data, loop)
+    _refuse_scaling(spec.scaling, loop, prepared.work)
     if prepared.work.source is not None and not registry.train_driver(spec.on).capabilities.here:
         check_reach(prepared.work.source, spec.on)
     if prepared.work.kind == "function" and loop_options:
@@ -348,6 +365,35 @@ def _made_up_name(base: str) -> str:
     return f"{str(base)[:58].rstrip('-')}-{secrets.token_hex(2)}"
 
 
+def _scaling(options: TrainOptions) -> ScalingPolicy:
+    """Return over how many workers the run is spread, from either way of saying it."""
+    if "scaling" in options and "num_workers" in options:
+        raise SpecError("num_workers= and scaling= both say how many workers", fix="give scaling=ScalingPolicy(num_workers=…)")
+    scaling = options.get("scaling") or ScalingPolicy.of(num_workers=options.get("num_workers", 1))
+    if not isinstance(scaling, ScalingPolicy):
+        raise SpecError(f"scaling= is a {type(scaling).__name__}", fix="give a cloudai.ScalingPolicy, or num_workers=")
+    return scaling
+
+
+def _refuse_scaling(scaling: ScalingPolicy, loop: Loop, work: Work) -> None:
+    """Raise `SpecError` where a batch cannot be shared equally, or a model cannot be put together again."""
+    if work.kind != "function" and not scaling.sizes(loop.batch_size):
+        fix = "choose a batch_size that all workers can share equally"
+        raise SpecError(f"batch_size={loop.batch_size} cannot be split over {scaling.num_workers} workers", fix=fix)
+    if scaling.strategy == "fsdp" and work.kind != "module":
+        raise SpecError("strategy='fsdp' holds for modules that the built-in loop trains", fix="pass a module, or use 'ddp'")
+
+
+def _refuse_here_only(spec: TrainSpec, now: settings.Settings) -> None:
+    """Raise where no cluster is set, and `StoreError` where a worker could not reach the store, a folder of this machine."""
+    if spec.on == "ray" and not now.ray_address:
+        fix = "set ray_address to its dashboard, such as http://127.0.0.1:8265 (CLOUDAI_RAY_ADDRESS)"
+        raise SpecError("no Ray cluster is set", fix=fix)
+    if registry.train_driver(spec.on).capabilities.elsewhere and is_local(spec.store):
+        fix = "set the store to one that both can reach, such as s3://bucket/cloudai (CLOUDAI_STORE)"
+        raise StoreError(f"workers on {spec.on!r} run on other machines and cannot reach the store {spec.store}", fix=fix)
+
+
 def _refuse_spot(spec: TrainSpec) -> None:
     """Raise `SpecError` where spot machines are asked for and the driver has none."""
     if spec.spot_policy == "spot" and not registry.get(spec.on).capabilities.spot:
@@ -357,9 +403,12 @@ def _refuse_spot(spec: TrainSpec) -> None:
 def _start_run(prepared: Prepared, spec: TrainSpec) -> Run:
     ledger = open_ledger()
     driver = registry.train_driver(spec.on)
+    limits = Limits.of(spec.budget, spec.deadline, ledger.clock.now())
     offer = _offer_at_once(driver, run_needs(spec), spot=spec.spot_policy == "spot")
+    if offer is not None:
+        limits.refuse_uncounted(Offer(**offer))
     prepared.put(Store(spec.store))
-    wanted = {"folder": str(Path.cwd()), "offer": offer}
+    wanted = {"folder": str(Path.cwd()), "offer": offer, "limits": limits.to_json()}
     anywhere = not driver.capabilities.here
     record = ledger.create("run", spec.name, spec.model_dump(mode="json"), wanted, anywhere=anywhere)
     ensure_supervisor(ledger.home)

@@ -23,6 +23,7 @@ from cloudai.monitoring.drift import Finding, Report
 from cloudai.planning.estimate import Estimate
 from cloudai.planning.plan import Plan
 from cloudai.serving.rollout import Rollout
+from cloudai.specs.limits import Budget
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.serving import DeploySpec, ServerLimits
@@ -54,6 +55,14 @@ drift = st.builds(DriftPolicy, alarm_rate=st.floats(1e-9, 0.5), min_effect=st.fl
 actions = st.sampled_from(["hold", "retrain", "page"])
 decision_policy = st.builds(DecisionPolicy, on_drift=actions, on_fault=actions, min_share=st.floats(0, 1), cool_down=SECONDS)
 checkpoint = st.builds(CheckpointPolicy, every=SECONDS, keep=st.integers(1, 100))
+workers = st.integers(1, 4096)
+scaling = st.builds(
+    ScalingPolicy,
+    num_workers=workers | st.tuples(workers, workers).map(lambda pair: (min(pair), max(pair))),
+    strategy=st.sampled_from(["ddp", "fsdp"]),
+    check_every=SECONDS,
+)
+budget = st.builds(Budget, amount=st.floats(1e-6, 1e9), currency=st.sampled_from(["USD", "EUR"]), warn_at=st.floats(0.01, 1))
 train_spec = st.builds(
     TrainSpec,
     name=NAME,
@@ -79,10 +88,12 @@ train_spec = st.builds(
     loop=st.builds(Loop, lr=st.floats(1e-12, 10), epochs=st.integers(1, 10**6), validation=st.floats(0, 0.99)),
     seed=st.integers(0, 2**32 - 1),
     resources=resources,
-    scaling=st.builds(ScalingPolicy, num_workers=st.integers(1, 4096)),
+    scaling=scaling,
     spot_policy=st.sampled_from(["on-demand", "spot"]),
     checkpoint=checkpoint,
-    failure=st.builds(FailurePolicy, max_failures=st.integers(0, 100)),
+    failure=st.builds(FailurePolicy, max_failures=st.integers(0, 100), hang=st.none() | st.floats(0.1, 1e6)),
+    budget=st.none() | budget,
+    deadline=st.none() | st.floats(0.1, 1e9) | st.datetimes(datetime(1970, 1, 2), datetime(2200, 1, 1), timezones=st.just(UTC)),
     lease=st.none() | SECONDS,
     store=TEXT,
     tracking=TEXT,
@@ -114,7 +125,9 @@ SPECS = {
     ServerLimits: limits,
     DriftPolicy: drift,
     DecisionPolicy: decision_policy,
+    Budget: budget,
     CheckpointPolicy: checkpoint,
+    ScalingPolicy: scaling,
     TrainSpec: train_spec,
     DeploySpec: deploy_spec,
     MonitorSpec: monitor_spec,

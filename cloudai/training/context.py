@@ -49,6 +49,18 @@ class Group(Protocol):
         """Return the module so that its gradients are averaged over the ranks."""
         ...
 
+    def state(self, module: Any, optimizer: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Return the states of a module and its optimiser, whole on rank 0; all ranks call it."""
+        ...
+
+    def load(self, module: Any, optimizer: Any, model_state: Mapping[str, Any], optimizer_state: Mapping[str, Any]) -> None:
+        """Put back what `state` returned on rank 0; all ranks call it, with all of it."""
+        ...
+
+    def whole(self, module: Any) -> Any:
+        """Return the module with all of its weights, on rank 0; all ranks call it."""
+        ...
+
 
 class Solo:
     """A group of one."""
@@ -69,6 +81,19 @@ class Solo:
         return device_of(spec)
 
     def wrap(self, module: Any) -> Any:
+        """Return the module itself."""
+        return module
+
+    def state(self, module: Any, optimizer: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Return both states."""
+        return module.state_dict(), optimizer.state_dict()
+
+    def load(self, module: Any, optimizer: Any, model_state: Mapping[str, Any], optimizer_state: Mapping[str, Any]) -> None:
+        """Put both states back."""
+        module.load_state_dict(model_state)
+        optimizer.load_state_dict(optimizer_state)
+
+    def whole(self, module: Any) -> Any:
         """Return the module itself."""
         return module
 
@@ -106,6 +131,8 @@ class Context:
     meter: Meter = field(default_factory=Meter)
     stop_reason: Callable[[], str] = lambda: ""
     """Says why the worker should end; empty while it should not."""
+    hurries: Callable[[], bool] = lambda: False
+    """Says, once, that a checkpoint is wanted at once, though the worker goes on."""
     interruptions: int = 0
     """How often the run was interrupted before."""
 
@@ -224,11 +251,12 @@ class Context:
             self.on_report(self._step, numbers)
         if checkpoint is not None:
             self.save(self._step, checkpoint)
-        self.stop_if_told()
+        if self.spec.work.kind == "function":  # the built-in loop ends after a checkpoint, never before
+            self.stop_if_told()
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint; the same on all ranks."""
-        told = bool(self.stop_reason())
+        told = bool(self.stop_reason()) or self.hurries()
         if self._writer.undecided and not self._decide():
             return self.group.any(told)
         return self.group.any(told or (time.monotonic() >= self._next and self._writer.idle))

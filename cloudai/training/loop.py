@@ -87,7 +87,7 @@ class _Fit:
     def _divide(self) -> None:
         """See which rows train, and in how many steps."""
         self.rows = split(len(self.examples), self.loop.validation, self.context.seed)
-        self.batches = batches_of(len(self.rows.train), self.loop.batch_size, self.context.world_size)
+        self.batches = batches_of(len(self.rows.train), self.loop.batch_size, self.context.spec.scaling.largest)
         self.steps = self.loop.epochs * self.batches
         self.every = max(1, self.steps // CURVE)
 
@@ -183,7 +183,9 @@ class _Fit:
             randomness.restore_torch(states, self.device)
 
     def _in_parts(self, rows: torch.Tensor, weight: float) -> torch.Tensor:
-        parts = parts_of(rows, self.lengths, self.most, self.device.type)
+        # the ranks of a model in parts go through it together, so they need equally many parts of a step
+        lengths = None if self.context.spec.scaling.strategy == "fsdp" else self.lengths
+        parts = parts_of(rows, lengths, self.most, self.device.type)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for part in parts:
             # gradients are averaged over the ranks, with the last part
@@ -232,13 +234,15 @@ class _Fit:
         progress["before"] = self.before
         progress["most"] = self.most  # in other parts, another dropout would be drawn
         own = {"buffers": dict(self.module.named_buffers()), "total": total, "seen": self.seen}
-        state = {"model": self.module, "optimizer": self.optimizer, "progress": progress}
+        model, optimizer = self.context.group.state(self.module, self.optimizer)
+        state = {"model": model, "optimizer": optimizer, "progress": progress}
         self.context.save(self.step, state, own)
 
     def _restore(self) -> None:
-        saved = self.context.restore(model=self.module, optimizer=self.optimizer)
+        saved = self.context.restore()
         if not saved:
             return
+        self.context.group.load(self.module, self.optimizer, saved["model"], saved["optimizer"])
         progress = saved["progress"]
         self.epoch, self.batch, self.before = (progress[name] for name in ("epoch", "batch", "before"))
         self.final, self.most = progress["final"], progress["most"]
@@ -259,5 +263,6 @@ def _arrays(context: Context) -> Supervised:
 def _optimizer(module: torch.nn.Module, loop: Loop) -> torch.optim.Optimizer:
     kinds: Mapping[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    fused = all(parameter.is_floating_point() for parameter in weights)  # all weights in one pass over memory
+    # all weights in one pass over memory, where they are plain
+    fused = all(weight.is_floating_point() and not hasattr(weight, "to_local") for weight in weights)
     return kinds[loop.optimizer](weights, lr=loop.lr, weight_decay=loop.weight_decay, fused=fused)  # type: ignore[no-any-return]

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from cloudai.artifacts.model import Model
 from cloudai.artifacts.store import Store
@@ -14,8 +14,8 @@ from cloudai.clock import Clock
 from cloudai.display import Card, Curve, duration
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import JobId
-from cloudai.errors import NotFoundError, NotReadyError, RunFailedError, SpecError
-from cloudai.planning.spending import Span, Spending, spending
+from cloudai.errors import IntegrityError, NotFoundError, NotReadyError, RunFailedError, SpecError, StoreError
+from cloudai.planning.spending import Spending, spending
 from cloudai.specs.confidential import redact
 from cloudai.specs.training import TrainSpec
 from cloudai.state.handles import Handle
@@ -26,6 +26,7 @@ from cloudai.training.anomalies import Anomaly
 from cloudai.training.catch_up import start_catching_up
 from cloudai.training.job import RunFiles
 from cloudai.training.journal import JournalReader
+from cloudai.training.limits import LimitOptions, Limits, spans_of
 from cloudai.training.performance import Performance
 from cloudai.training.profiling import Trace
 from cloudai.training.tracked import read_note
@@ -44,7 +45,7 @@ class RunStatus:
     Attributes
     ----------
     phase : str
-        queued, starting, running, recovering; or succeeded, failed, cancelled, rejected.
+        queued, starting, running, recovering; or succeeded, failed, cancelled, rejected, stopped (by a limit).
     step, total_steps : int or None
         Steps done, and to do where that is known.
     attempt : int
@@ -86,24 +87,31 @@ class Run(Handle):
         self._rows: list[Row] = []
         self._worker: Mapping[str, Any] = {}
         self._untracked = ""
+        self._unread = ""
         super().__init__(ledger, record)
 
     def __repr__(self) -> str:
         return f"Run({self.name!r}, phase={self.phase!r})"
 
     def _read(self, record: Record) -> None:
-        self._worker = dict(self._journal.status())
-        self._rows = self._journal.rows(after_status=not record.ended)
-        self._untracked = self._read_untracked(record)
+        """Read the run's folder; where that fails, what was read before stays, and the card says why it is old."""
+        try:
+            worker = dict(self._journal.status())
+            rows = self._journal.rows(after_status=not record.ended)
+            untracked = self._read_untracked(record, worker)
+        except (StoreError, IntegrityError) as error:
+            self._unread = redact(error.what)
+            return
+        self._worker, self._rows, self._untracked, self._unread = worker, rows, untracked, ""
 
-    def _read_untracked(self, record: Record) -> str:
+    def _read_untracked(self, record: Record, worker: Mapping[str, Any]) -> str:
         """Return why the tracker is behind; empty where it is not, or nothing has been reported yet."""
-        if self.spec.tracking == NONE or not self._worker:
+        if self.spec.tracking == NONE or not worker:
             return ""
         if not record.ended:
-            return str(self._worker.get("tracking", ""))
+            return str(worker.get("tracking", ""))
         note = read_note(self._journal.store)
-        if note is None or note.attempt != self._worker.get("attempt"):
+        if note is None or note.attempt != worker.get("attempt"):
             return "it was not told how the run ended"
         return "" if note.complete else note.problem or "it was not told everything"
 
@@ -262,6 +270,37 @@ class Run(Handle):
         if not self.ended:
             self._want(cancel=True)
 
+    def resume(self, **limits: Unpack[LimitOptions]) -> Run:
+        """Let a run that its budget or deadline has stopped go on from its checkpoint, as the same run.
+
+        Parameters
+        ----------
+        budget : Budget, optional
+            The new one, for everything that the run costs, what it has cost already included; None for none.
+        deadline : str, float or datetime, optional
+            The new one, counted from now; None for none.
+
+        Raises
+        ------
+        SpecError
+            If the run has not stopped, or the limits leave no room to go on.
+        """
+        self.refresh()
+        if self.phase != "stopped":
+            raise SpecError(f"the run {self.name!r} is {self.phase}, it has not stopped", fix="only a stopped run is resumed")
+        price, now = self._record.status.get("price", {}), self._ledger.clock.now()
+        wanted = self._limits.renewed(limits, price, self.cost.amount, now)
+        if self.lease_seconds is not None:
+            self._ledger.renew_lease("run", self.name, self.lease_seconds)  # before it lives: the old one has passed
+        event = f"resumed: {wanted or 'no limits'}"
+        self._record = self._ledger.revive("run", self.name, {"limits": wanted.to_json(), "cancel": False}, event=event)
+        self._want()
+        return self
+
+    @property
+    def _limits(self) -> Limits:
+        return Limits.from_json(self._record.desired.get("limits"))
+
     def track(self, *, wait: bool = False) -> Run:
         """Tell the tracker everything once more, such as after it was down for longer than the supervisor ran.
 
@@ -303,8 +342,9 @@ class Run(Handle):
                 try:
                     yield from (redact(entry.text) for entry in driver.logs(JobId(attempt["job"]), follow=follow))
                 except NotFoundError:
-                    continue
-            seen = len(attempts)
+                    if follow and "ended" not in attempt:
+                        break  # it is noted before it is submitted
+                seen += 1
             if not follow or self.ended:
                 return
             self._ledger.clock.pause(_POLL)
@@ -327,11 +367,23 @@ class Run(Handle):
             *(self.performance.facts() if self.performance is not None else []),
             *((f"anomaly: {anomaly.kind}", f"{anomaly.what}; {anomaly.fix}") for anomaly in self.anomalies),
             ("spent", str(self.cost)),
+            *self._limits_shown(),
             ("tracked in", self._tracked_in()),
             ("exact", "yes, bit for bit" if self.exact else f"not promised: {self.why_not_exact}"),
         ]
-        note = f"as of {self.age}; cloudai.attach({self.ref!r}) brings it back"
-        return Card(f"Run {self.name}", facts, curves=self._curves(), notes=[note])
+        notes = [f"as of {self.age}; cloudai.attach({self.ref!r}) brings it back"]
+        if self._unread:
+            notes.append(f"its progress may be old: {self._unread}")
+        return Card(f"Run {self.name}", facts, curves=self._curves(), notes=notes)
+
+    def _limits_shown(self) -> list[tuple[str, str]]:
+        """Return what the card says of budget and deadline: nothing where there are none."""
+        limits, attempts = self._limits, self._record.status.get("attempts", [])
+        if not str(limits):
+            return []
+        last = attempts[-1] if attempts else {}
+        warned = "ended" not in last and last.get("warned")
+        return [("limits", f"{limits}" + ("; near its limit" if warned and not self.ended else ""))]
 
     def _tracked_in(self) -> str:
         if self.spec.tracking == NONE:
@@ -346,7 +398,7 @@ class Run(Handle):
         reason = status.get("reason") or self.phase
         fix = status.get("fix") or f"look at cloudai.attach({self.ref!r}).logs()"
         why = "" if reason == self.phase else f": {reason}"
-        what = f"the run {self.name!r} {'was ' * (self.phase in ('cancelled', 'rejected'))}{self.phase}{why}"
+        what = f"the run {self.name!r} {'was ' * (self.phase in ('cancelled', 'rejected', 'stopped'))}{self.phase}{why}"
         return RunFailedError(what, fix=fix, frames=status.get("frames", ""))
 
 
@@ -354,8 +406,7 @@ def run_spending(record: Record, now: float) -> Spending:
     """Return what a run's record says that it has cost up to `now`, a unix time."""
     attempts: Sequence[Mapping[str, Any]] = record.status.get("attempts", [])
     over = record.updated if record.ended else None
-    spans = [Span(a.get("started"), a.get("ended") or over, a.get("price"), a.get("billed")) for a in attempts]
-    return spending(spans, now)
+    return spending(spans_of(attempts, over), now)
 
 
 class _ProgressLine:
