@@ -67,7 +67,7 @@ def test_an_anomaly_is_in_the_status_while_it_lasts_and_in_the_log_once(watched,
 
 
 def test_a_look_that_fails_ends_nothing(watched, monkeypatch, caplog):
-    watch, meter, journal, reader = watched
+    watch = watched[0]
     monkeypatch.setattr(watch_module.hardware, "use", lambda: 1 / 0)
     watch.close()
     assert "how the run fares cannot be told now" in caplog.text
