@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field
 from cloudai.errors import SpecError
 from cloudai.specs.limits import MaybeBudget, MaybeDeadline
 from cloudai.specs.resources import Resources, ScalingPolicy
+from cloudai.specs.texts import TextTask
 from cloudai.specs.units import Seconds
 from cloudai.specs.validation import Spec
 
@@ -165,9 +166,9 @@ class Work(Spec):
     Every part lies in the store, but for sources and for pretrained models that are a folder or a name.
     """
 
-    kind: Literal["function", "module", "text"]
+    kind: Literal["function", "module", "text", "benchmark"]
     entry: str = ""
-    """Of a function: ``module:name`` inside the bundle."""
+    """Of a function: ``module:name`` inside the bundle; of a benchmark: in cloudai."""
     code: str = ""
     """The store's key of the code bundle; empty where no code of the user's is needed."""
     module: str = ""
@@ -176,6 +177,8 @@ class Work(Spec):
     """The folder of a pretrained model, or its name on the Hugging Face hub; empty where it lies in the store."""
     labels: tuple[str, ...] = ()
     """The names of the classes of texts, which the data has as numbers; empty where the worker finds them."""
+    text: TextTask = TextTask()
+    """What a pretrained model learns."""
     data: str = ""
     """The store's key of the data."""
     source: Source | None = None

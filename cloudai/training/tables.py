@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -85,6 +85,11 @@ class Table:
         return isinstance(self.source, str | Path) or (
             isinstance(self.source, list | tuple) and all(isinstance(part, str | Path) for part in self.source)
         )
+
+    def absolute(self) -> Table:
+        """Return the same table of files with full paths, for a process that works in another folder."""
+        given = [self.source] if isinstance(self.source, str | Path) else self.source
+        return replace(self, source=tuple(map(_address, given)))
 
 
 @dataclass(frozen=True)
