@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
@@ -11,7 +10,7 @@ from typing import Any, Unpack
 from cloudai.artifacts.model import Model
 from cloudai.artifacts.store import Store
 from cloudai.clock import Clock
-from cloudai.display import Card, Curve, duration
+from cloudai.display import Card, Curve
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import JobId
 from cloudai.errors import IntegrityError, NotFoundError, NotReadyError, RunFailedError, SpecError, StoreError
@@ -29,13 +28,13 @@ from cloudai.training.journal import JournalReader
 from cloudai.training.limits import LimitOptions, Limits, spans_of
 from cloudai.training.performance import Performance
 from cloudai.training.profiling import Trace
+from cloudai.training.progress import LOSSES, ProgressLine, steps_of
 from cloudai.training.tracked import read_note
 
 __all__ = ["Run", "RunStatus", "run_spans", "run_spending"]
 
 _POLL = 0.1  # seconds between two looks while waiting
 _POLL_REMOTE = 0.5  # where a look is a request that costs money
-_LOSSES = ("loss", "epoch_loss", "val_loss")
 
 
 @dataclass(frozen=True)
@@ -248,7 +247,7 @@ class Run(Handle):
         """
         clock = self._ledger.clock
         deadline = None if timeout is None else clock.now() + timeout
-        line = _ProgressLine(enabled=progress)
+        line = ProgressLine(enabled=progress)
         poll = _POLL if self._journal.store.is_local else _POLL_REMOTE
         try:
             while not self.ended:
@@ -361,7 +360,7 @@ class Run(Handle):
         restarts = max(0, status.attempt - 1)
         facts = [
             ("phase", status.phase + (f": {status.reason}" if status.reason not in ("", status.phase) else "")),
-            ("step", _of(status.step, status.total_steps)),
+            ("step", steps_of(status.step, status.total_steps)),
             ("metrics", ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items()) or "none yet"),
             ("last checkpoint", "none yet" if status.checkpoint is None else f"step {status.checkpoint}"),
             (
@@ -396,7 +395,7 @@ class Run(Handle):
         return self.spec.tracking + (f", which is behind: {self._untracked}" if self._untracked else "")
 
     def _curves(self) -> list[Curve]:
-        return [Curve(name, *self.history(name)) for name in _LOSSES if len(self.history(name)[0]) > 1][:2]
+        return [Curve(name, *self.history(name)) for name in LOSSES if len(self.history(name)[0]) > 1][:2]
 
     def _failure(self) -> RunFailedError:
         status = self._record.status
@@ -417,36 +416,3 @@ def run_spans(record: Record) -> list[Span]:
     attempts: Sequence[Mapping[str, Any]] = record.status.get("attempts", [])
     over = record.updated if record.ended else None
     return spans_of(attempts, over)
-
-
-class _ProgressLine:
-    """One line that is written over where that works, and now and then a new one where it does not."""
-
-    def __init__(self, *, enabled: bool) -> None:
-        self._enabled = enabled
-        self._over = sys.stderr.isatty()
-        self._last = ""
-        self._at = float("-inf")
-
-    def show(self, run: Run) -> None:
-        """Write where the run is, if that is news."""
-        status = run.status
-        loss = next((f", {name} {run.metrics[name]:.4g}" for name in _LOSSES if name in run.metrics), "")
-        text = f"{run.name}: {status.phase}, step {_of(status.step, status.total_steps)}{loss}, {duration(run.cost.seconds)}"
-        new_phase = status.phase not in self._last
-        if not self._enabled or text == self._last or (not self._over and not new_phase and time.monotonic() - self._at < 2.0):
-            return
-        sys.stderr.write(f"\r\033[K{text}" if self._over else f"{text}\n")
-        sys.stderr.flush()
-        self._last, self._at = text, time.monotonic()
-
-    def close(self) -> None:
-        """End the line."""
-        if self._enabled and self._over and self._last:
-            sys.stderr.write("\n")
-
-
-def _of(step: int | None, total: int | None) -> str:
-    if step is None:
-        return "not started"
-    return f"{step}" if total is None else f"{step} of {total}"

@@ -10,6 +10,7 @@ depend on what has been read.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _TURNS = 4
 """So many pieces are read in turns, so that a batch does not come from one file alone."""
 _WINDOW = 16
 """Chunks whose rows are mixed."""
+_PIECES = 8
+"""With so many pieces for each worker, one has at most about an eighth more rows than another, which are left out."""
 _MEASURED = 1024
 """Rows that are measured together."""
 
@@ -77,9 +80,9 @@ class Stream:
 
     Notes
     -----
-    Of parquet each worker reads pieces of its own, as long as there are enough; what one has more than another is left out,
-    other rows in each epoch. Of csv and jsonl, where nobody knows how many rows there are, every worker reads all files and
-    takes its own rows of each batch.
+    Of parquet each worker reads pieces of its own, where there are at least eight for each; what one has more than another is
+    left out, other rows in each epoch. Of csv and jsonl, where nobody knows how many rows there are, every worker reads all
+    files and takes its own rows of each batch.
     """
 
     def __init__(
@@ -101,8 +104,8 @@ class Stream:
         self._counted = all(piece.rows is not None for piece in self._pieces)
         self._train = [self._rows_to_train(piece) for piece in self._pieces] if self._counted else []
         if self._counted and not sum(self._train):
-            raise DataError("no row is left to train on", fix="give more rows, or lower validation=")
-        self._sharded = world_size > 1 and self._counted and self._fewest(0) > 0
+            raise _nothing()
+        self._sharded = world_size > 1 and self._counted and self._are_enough()
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -132,9 +135,8 @@ class Stream:
             If a place cannot be reached.
         """
         if self._sharded:
-            order = self._order(epoch)[self._rank :: self._world]
-            count = self._fewest(epoch)
-            whole = self._cut(epoch, order, self._loop.batch_size // self._world, skip, spare=0)
+            mine, count = self._assigned(epoch)
+            whole = self._cut(epoch, mine, self._loop.batch_size // self._world, skip, spare=0)
             return map(self._examples, islice(whole, max(0, count - skip)))
         whole = self._cut(epoch, self._order(epoch), self._loop.batch_size, skip, spare=2 * self._world)
         return map(self._examples, map(self._share, whole))
@@ -151,17 +153,23 @@ class Stream:
         return {name: value / count for name, value in total.items()}
 
     def sample(self, rows: int) -> dict[str, np.ndarray]:
-        """Return the first rows that are trained on, as arrays of ``inputs`` and ``targets``; in every attempt the same."""
+        """Return the first rows that are trained on, as arrays of ``inputs`` and ``targets``; in every attempt the same.
+
+        Raises
+        ------
+        DataError
+            If there are none.
+        """
         found: list[Columns] = []
         for columns in self._cut(0, self._order(0), min(rows, CHUNK), 0, spare=0):
             found.append(columns)
             if sum(map(_length, found)) >= rows:
                 break
-        arrays = assembled(_joined(found), self._source).arrays
-        return {name: array[:rows] for name, array in arrays.items()}
+        if not found:
+            raise _nothing()
+        return {name: array[:rows] for name, array in _joined(found).items()}
 
-    def _examples(self, columns: Columns) -> Supervised:
-        arrays = assembled(columns, self._source).arrays
+    def _examples(self, arrays: Columns) -> Supervised:
         return Supervised(arrays["inputs"], arrays["targets"], self._loop.loss, self.device)
 
     def _share(self, columns: Columns) -> Columns:
@@ -184,11 +192,24 @@ class Stream:
         drawn = np.random.default_rng([self._seed, epoch]).permutation(len(self._pieces))
         return [self._pieces[index] for index in drawn]
 
-    def _fewest(self, epoch: int) -> int:
-        """Return how many whole batches the worker with the fewest rows has."""
+    def _are_enough(self) -> bool:
+        """Whether each worker can have pieces of its own, and little is left out, and never all."""
+        size = self._loop.batch_size // self._world
+        return len(self._pieces) >= _PIECES * self._world and sum(self._train) / self._world - max(self._train) >= size
+
+    def _assigned(self, epoch: int) -> tuple[list[Piece], int]:
+        """Return the pieces that this worker reads, and how many whole batches all have.
+
+        Each piece goes to the worker that has the fewest rows so far.
+        """
         train = dict(zip(self._pieces, self._train, strict=True))
-        order, size = self._order(epoch), self._loop.batch_size // self._world
-        return min(sum(train[piece] for piece in order[rank :: self._world]) // size for rank in range(self._world))
+        workers = [(0, rank) for rank in range(self._world)]
+        mine = []
+        for piece in self._order(epoch):
+            rows, rank = heapq.heappop(workers)
+            heapq.heappush(workers, (rows + train[piece], rank))
+            mine += [piece] if rank == self._rank else []
+        return mine, min(rows for rows, _ in workers) // (self._loop.batch_size // self._world)
 
     def _chunks(self, pieces: Sequence[Piece]) -> Iterator[_Chunk]:
         """Yield the chunks of pieces, of some pieces in turns."""
@@ -228,10 +249,10 @@ class Stream:
         before = 0
         for number, window in enumerate(self._windows(pieces)):
             count = sum(chunk.rows - chunk.held for chunk in window)
-            if before + count > skip:
-                columns = _joined([chunk.read(held=False, seed=self._seed) for chunk in window])
+            if count and before + count > skip:
+                arrays = self._arrays([chunk.read(held=False, seed=self._seed) for chunk in window])
                 order = np.random.default_rng([self._seed, epoch, number]).permutation(count)[max(0, skip - before) :]
-                yield {name: column[order] for name, column in columns.items()}
+                yield {name: array[order] for name, array in arrays.items()}
             before += count
 
     def _cut(self, epoch: int, pieces: Sequence[Piece], size: int, skip: int, *, spare: int) -> Iterator[Columns]:
@@ -247,18 +268,24 @@ class Stream:
         if left is not None and _length(left):
             yield left
 
+    def _arrays(self, columns: Sequence[Columns]) -> Columns:
+        return assembled(_joined(columns), self._source).arrays
+
     def _held(self) -> Iterator[Columns]:
         """Yield the rows held back, in the order of the files, some at once."""
         found: list[Columns] = []
         for piece in self._pieces if self._loop.validation else ():
             for chunk in self._chunks_of(piece):
-                if chunk.held:
-                    found.append(chunk.read(held=True, seed=self._seed))
+                found += [chunk.read(held=True, seed=self._seed)] if chunk.held else []
                 if sum(map(_length, found)) >= _MEASURED:
-                    yield _joined(found)
+                    yield self._arrays(found)
                     found = []
         if found:
-            yield _joined(found)
+            yield self._arrays(found)
+
+
+def _nothing() -> DataError:
+    return DataError("no row is left to train on", fix="give more rows, or lower validation=")
 
 
 def _batches(rows: int, size: int, world: int) -> int:

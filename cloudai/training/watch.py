@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 
 import torch
@@ -106,8 +106,8 @@ class Watch:
         """Look for the last time; called in the loop's thread, before the journal is closed."""
         self._stop.set()
         self._thread.join()
-        self._profiler.close()
-        self.look()
+        self._safely(self._profiler.close)
+        self._safely(self.look)
 
     def _seen(self) -> Performance:
         figures, use = self._meter.figures(), hardware.use()
@@ -122,8 +122,12 @@ class Watch:
 
     def _run(self) -> None:
         while not self._stop.wait(self._every):
-            try:
-                self.look()
-                self._profiler.look()
-            except Exception:
-                log.exception("how the run fares cannot be told now")
+            self._safely(self.look)
+            self._safely(self._profiler.look)
+
+    def _safely(self, act: Callable[[], None]) -> None:
+        """Do what a run must not end for."""
+        try:
+            act()
+        except Exception:
+            log.exception("how the run fares cannot be told now")

@@ -124,3 +124,18 @@ def test_a_streamed_run_makes_a_model_with_its_profile(home, folder):
     assert run.model.features == tuple("abcdef")
     assert run.performance.steps == run.status.step
     assert "profile.bin" in run.model._manifest["files"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_workers_share_a_stream(home, tmp_path):
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(4000, 6))
+    frame = pd.DataFrame(inputs, columns=list("abcdef")).assign(label=inputs[:, :3].argmax(axis=1))
+    frame.to_parquet(tmp_path / "rows.parquet", row_group_size=100)
+    table = cloudai.Table(tmp_path / "rows.parquet", target="label", stream=True)
+    module = torch.nn.Sequential(torch.nn.Linear(6, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))
+    run = cloudai.train(module, table, name="shared", epochs=4, lr=0.02, batch_size=32, num_workers=2).wait(400, progress=False)
+    assert run.exact
+    assert run.metrics["val_accuracy"] > 0.8
+    assert 4 * 100 < run.status.step <= 4 * 113  # of 3600 rows to train on in batches of 32, less what was left out

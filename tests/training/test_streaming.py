@@ -35,6 +35,7 @@ def small_chunks(monkeypatch):
 
 def write(folder, rows, *, files=3, form="parquet", groups=11):
     """Write rows that are numbered in the column ``row``, the targets are their last digits; returns their source."""
+    folder.mkdir(exist_ok=True)
     parts = np.array_split(np.arange(rows), files)
     for number, part in enumerate(parts):
         path = folder / f"part-{number}.{form}"
@@ -67,7 +68,7 @@ def flat(batches):
 
 
 def held_of(found):
-    return [row for columns in found._held() for row in columns["row"].astype(int).tolist()]
+    return [row for arrays in found._held() for row in arrays["inputs"][:, 0].astype(int).tolist()]
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -223,8 +224,10 @@ def test_a_file_that_was_changed_is_refused(tmp_path):
 
 
 def test_rows_without_targets_that_fit_are_refused(tmp_path):
-    with pytest.raises(DataError, match="no row is left to train on"):
-        stream(write(tmp_path, 1), validation=0.999, seed=1)
+    for form in ("parquet", "csv"):
+        source = write(tmp_path / form, 1, form=form)
+        with pytest.raises(DataError, match="no row is left to train on"):
+            stream(source, validation=0.999, seed=1).sample(10)
 
 
 READ_TWO_EPOCHS = """

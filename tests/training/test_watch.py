@@ -66,6 +66,13 @@ def test_an_anomaly_is_in_the_status_while_it_lasts_and_in_the_log_once(watched,
     assert reader.status()["anomalies"] == []
 
 
+def test_a_look_that_fails_ends_nothing(watched, monkeypatch, caplog):
+    watch = watched[0]
+    monkeypatch.setattr(watch_module.hardware, "use", lambda: 1 / 0)
+    watch.close()
+    assert "how the run fares cannot be told now" in caplog.text
+
+
 def test_metrics_of_earlier_attempts_count_when_a_run_comes_back(tmp_path, monkeypatch):
     monkeypatch.setattr(watch_module, "_EVERY", 3600.0)
     store = Store(str(tmp_path))
