@@ -10,7 +10,7 @@ import pytest
 
 import cloudai
 from cloudai.drivers.protocols import Job, JobId, Needs
-from cloudai.drivers.ray import RayDriver
+from cloudai.drivers.ray.driver import RayDriver
 from cloudai.errors import CloudAIError, PlacementError
 from tests.conftest import wait_until
 from tests.drivers.ray_cluster import Cluster
