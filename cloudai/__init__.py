@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cloudai.monitoring.monitor import Monitor
     from cloudai.planning.plan import Plan
     from cloudai.serving.deployment import Deployment
+    from cloudai.specs.limits import Budget
     from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy
     from cloudai.specs.resources import Resources, ScalingPolicy
     from cloudai.specs.serving import ServerLimits
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Budget": "cloudai.specs.limits",
     "CheckpointPolicy": "cloudai.specs.training",
     "Context": "cloudai.training.context",
     "Decision": "cloudai.monitoring.decide",
@@ -60,6 +62,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "Budget",
     "CheckpointPolicy",
     "Context",
     "Decision",

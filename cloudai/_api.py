@@ -5,6 +5,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from datetime import datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -32,6 +34,7 @@ from cloudai.serving.deployment import Deployment, deployment_spending, model_en
 from cloudai.serving.ports import check_port
 from cloudai.serving.rollout import Rollout
 from cloudai.specs.confidential import refuse_secrets
+from cloudai.specs.limits import Budget
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.serving import DeploySpec, ServerLimits
@@ -42,6 +45,7 @@ from cloudai.tracking import check_address, parse_address
 from cloudai.training.advance import advance as advance_run
 from cloudai.training.advance import due as run_due
 from cloudai.training.advance import needs_of as run_needs
+from cloudai.training.limits import Limits
 from cloudai.training.run import Run, run_spending
 from cloudai.training.tables import check_reach
 from cloudai.training.work import Prepared, base_name, loop_defaults, prepare
@@ -67,6 +71,9 @@ class TrainOptions(TypedDict, total=False):
     spot_policy: Literal["on-demand", "spot"]
     checkpoint: CheckpointPolicy
     max_failures: int
+    hang: str | float | None
+    budget: Budget | None
+    deadline: str | float | datetime | None
     lease: str | float | None
     loss: Literal["cross_entropy", "mse", "l1", "bce_with_logits"]
     optimizer: Literal["adamw", "adam", "sgd"]
@@ -108,7 +115,11 @@ def plan(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Plan[R
     estimate = estimate_seconds(spec, open_ledger().records("run"))
     offers, needs, spot = tuple(_offers(run_needs(spec), spec.on)), run_needs(spec), spec.spot_policy == "spot"
     offer = choose(offers, spec.on, spot=spot)
-    return Plan(f"train {spec.name}", needs, offer, offers, estimate, lambda: _start_run(prepared, spec), spot)
+    limits = Limits.of(spec.budget, spec.deadline, open_ledger().clock.now())
+    if offer is not None:
+        limits.refuse_uncounted(offer)
+    start = partial(_start_run, prepared, spec)
+    return Plan(f"train {spec.name}", needs, offer, offers, estimate, start, spot, limits.forecast(estimate, offer))
 
 
 def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
@@ -125,12 +136,14 @@ def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
         is copied into the store, so later changes do not matter. Or a `Table`: files that the worker reads where they lie.
     **options
         ``name`` (of the run; by default one is made up), ``model_name``, ``on`` (the driver, ``"local"``), ``config`` (for
-        your function), ``seed``, ``num_workers`` (or ``(min, max)``), ``scaling`` (a `ScalingPolicy`, for more
-        than the number), ``resources``, ``spot_policy`` (``"spot"`` for machines that may be taken
-        away, at a lower price), ``checkpoint``, ``max_failures`` (how often a killed worker comes back), ``lease`` (how long
-        it goes on when no live handle renews it; ``None`` for ever). For a module also ``loss``, ``optimizer``, ``lr``,
-        ``lr_schedule``, ``warmup``, ``weight_decay``, ``max_grad_norm``, ``epochs``, ``batch_size``, ``micro_batch``,
-        ``precision``, ``validation``; for a pretrained model also ``max_length``.
+        your function), ``seed``, ``num_workers`` (or ``(min, max)``), ``scaling`` (a `ScalingPolicy`, for more than the
+        number), ``resources``, ``spot_policy`` (``"spot"`` for machines that may be taken
+        away, at a lower price), ``checkpoint``, ``max_failures`` (how often a killed worker comes back), ``hang`` (after how
+        long without a step it is ended, to come back), ``budget`` (a `Budget`) and ``deadline`` (``"2h"`` from now, or a
+        datetime with its time zone), at which it stops with a checkpoint, ``lease`` (how long it goes on when no live
+        handle renews it; ``None`` for ever). For a module also ``loss``, ``optimizer``, ``lr``, ``lr_schedule``,
+        ``warmup``, ``weight_decay``, ``max_grad_norm``, ``epochs``, ``batch_size``, ``micro_batch``, ``precision``,
+        ``validation``; for a pretrained model also ``max_length``.
 
     Returns
     -------
@@ -326,7 +339,9 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
         scaling=scaling,
         checkpoint=options.get("checkpoint", CheckpointPolicy()),
         spot_policy=options.get("spot_policy", "on-demand"),
-        failure=FailurePolicy.of(max_failures=options.get("max_failures", 3)),
+        failure=FailurePolicy.of(max_failures=options.get("max_failures", 3), hang=options.get("hang")),
+        budget=options.get("budget"),
+        deadline=options.get("deadline"),
         lease=options.get("lease", now.run_lease),
         store=now.store,
         tracking=tracking,
@@ -388,9 +403,12 @@ def _refuse_spot(spec: TrainSpec) -> None:
 def _start_run(prepared: Prepared, spec: TrainSpec) -> Run:
     ledger = open_ledger()
     driver = registry.train_driver(spec.on)
+    limits = Limits.of(spec.budget, spec.deadline, ledger.clock.now())
     offer = _offer_at_once(driver, run_needs(spec), spot=spec.spot_policy == "spot")
+    if offer is not None:
+        limits.refuse_uncounted(Offer(**offer))
     prepared.put(Store(spec.store))
-    wanted = {"folder": str(Path.cwd()), "offer": offer}
+    wanted = {"folder": str(Path.cwd()), "offer": offer, "limits": limits.to_json()}
     anywhere = not driver.capabilities.here
     record = ledger.create("run", spec.name, spec.model_dump(mode="json"), wanted, anywhere=anywhere)
     ensure_supervisor(ledger.home)

@@ -230,7 +230,7 @@ def _known(table: Mapping[str, Any], complaint: str) -> dict[str, Any]:
     return dict(table)
 
 
-_OTHER_VARIABLES = frozenset({"CLOUDAI_TRACEBACK"})  # read elsewhere, and no settings
+_OTHER_VARIABLES = frozenset({"CLOUDAI_TRACEBACK", "CLOUDAI_METADATA"})  # read elsewhere, and no settings
 
 
 def _misspelt() -> list[str]:

@@ -408,7 +408,7 @@ def _driver(name: str) -> tuple[str, ...]:
     from cloudai.drivers import registry
 
     factory = registry._load(registry._BUILT_IN[name])  # noqa: SLF001
-    can = getattr(factory, "capabilities", None) or factory().capabilities
+    can = factory().capabilities
     workers = "as many as there are cores" if can.here and can.max_workers == (os.cpu_count() or 1) else str(can.max_workers)
     routing = {"no": "no", "weights": "by weights", "device": "by device"}[can.routing]
     marks = ["yes" if able else "no" for able in (can.train, can.serve, can.telemetry, can.gpu, can.spot)]

@@ -73,6 +73,8 @@ class Plan(Shown, Generic[T]):
     launch: Callable[[], T] = field(compare=False)
     spot: bool = False
     """Whether spot machines were asked for."""
+    limits: str = ""
+    """Its budget and deadline, and whether the estimate stays within them; empty where there are none."""
 
     def __repr__(self) -> str:
         return f"Plan({self.title!r}, on={self.offer.driver if self.offer else None!r})"
@@ -93,6 +95,7 @@ class Plan(Shown, Generic[T]):
             ("time", _span(self.estimate)),
             ("basis", self.estimate.basis),
             ("cost", self._cost_text()),
+            *([("limits", self.limits)] if self.limits else []),
         ]
         rows = [
             (
@@ -130,6 +133,7 @@ class Plan(Shown, Generic[T]):
         offers = [asdict(offer) for offer in self.offers]
         chosen = None if self.offer is None else list(self.offers).index(self.offer)
         facts = {"title": self.title, "needs": asdict(self.needs), "estimate": asdict(self.estimate), "spot": self.spot}
+        facts["limits"] = self.limits
         return {**facts, "offers": offers, "offer": chosen, "cost": None if self.cost is None else list(self.cost)}
 
     @classmethod
@@ -145,7 +149,8 @@ class Plan(Shown, Generic[T]):
             offers = tuple(Offer(**offer) for offer in data["offers"])
             chosen = None if data["offer"] is None else offers[data["offer"]]
             needs, estimate = Needs(**data["needs"]), Estimate(**data["estimate"])
-            return cls(str(data["title"]), needs, chosen, offers, estimate, _without_work, bool(data["spot"]))
+            title, spot, limits = str(data["title"]), bool(data["spot"]), str(data.get("limits", ""))
+            return cls(title, needs, chosen, offers, estimate, _without_work, spot, limits)
         except (KeyError, IndexError, TypeError) as error:
             raise IntegrityError(f"the stored plan cannot be read: {error!r}", fix="plan again") from None
 

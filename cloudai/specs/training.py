@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from cloudai.errors import SpecError
+from cloudai.specs.limits import MaybeBudget, MaybeDeadline
 from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.units import Seconds
 from cloudai.specs.validation import Spec
@@ -90,6 +91,9 @@ class FailurePolicy(Spec):
 
     max_failures: int = Field(default=3, ge=0)
     """A machine that was taken away (a preemption) is no failure and does not count."""
+    hang: Seconds | None = Field(default=None, gt=0)
+    """After so long without a step a worker hangs: it is ended and comes back, which counts as a failure. None: chosen by the
+    run's own pace, at least five minutes, and for a function never as long as it lives (`cloudai.training.hangs`)."""
 
 
 class Loop(Spec):
@@ -205,6 +209,10 @@ class TrainSpec(Spec):
     """Whether the run goes to machines that may be taken away, at a lower price, or to those that stay."""
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     failure: FailurePolicy = FailurePolicy()
+    budget: MaybeBudget = None
+    """The most that it may cost."""
+    deadline: MaybeDeadline = None
+    """Until when it may go on."""
     lease: Seconds | None
     store: str
     tracking: str

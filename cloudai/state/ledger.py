@@ -222,6 +222,25 @@ class Ledger:
                 if event or phase != before:
                     _note(tx, kind, name, now, event or phase)
 
+    def revive(self, kind: str, name: str, change: Mapping[str, Any], *, event: str) -> Record:
+        """Let a stopped object go on as the same one, with a change of what is wanted; nothing happens to one that lives.
+
+        Raises
+        ------
+        SpecError
+            If it has ended in another way.
+        """
+        with self._database.transaction() as tx:
+            for phase, before in tx.locked("SELECT phase, desired FROM objects WHERE kind=? AND name=?", (kind, name)):
+                if phase in ENDED - {"stopped"}:
+                    raise SpecError(f"the {kind} {name!r} is {phase}, and cannot go on", fix="begin it anew")
+                if phase in ENDED:
+                    now, desired = self.clock.now(), json.dumps({**json.loads(before), **change})
+                    sql = "UPDATE objects SET phase='queued', desired=?, updated=?, version=version+1 WHERE kind=? AND name=?"
+                    tx.execute(sql, (desired, now, kind, name))
+                    _note(tx, kind, name, now, event)
+        return self.get(kind, name)
+
     def hold(self, kind: str, name: str) -> None:
         """Record that this process holds a handle of the object."""
         row = (kind, name, host(), *me(), self.clock.now())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
 
@@ -18,7 +19,8 @@ from cloudai.drivers.simulated.deployments import Answer
 from cloudai.drivers.simulated.jobs import Course
 from cloudai.errors import SpecError
 from cloudai.specs.training import TrainSpec
-from cloudai.training.job import JOB, RunFiles
+from cloudai.training.job import JOB, LIMITED, RunFiles
+from cloudai.training.limits import Countdown, Limits, Pulse
 
 __all__ = ["ModelServers", "TrainingWorkload"]
 
@@ -46,27 +48,58 @@ class TrainingWorkload:
     def begin(self, job: Job) -> Course:
         """Go on from the last checkpoint of the run, and plan the next ones."""
         asked = _arguments(job.argv)
+        limits = Limits.from_json(asked.limits)
         spec = TrainSpec.parse(Store(asked.store).read(f"runs/{asked.run}/{JOB}"))
         total, done = self._seconds(spec), self._done.get(spec.name, 0.0)
         report = partial(self._report, spec, asked.attempt, done, total)
         marks = [done + self._every * i for i in range(1, int((total - done) / self._every) + 1)]
         steps = [(mark - done, partial(report, mark)) for mark in marks if mark < total]
+        stop = self._stop(limits, total / _steps(spec))
+        if stop is not None and stop[0] < total - done:
+            after, reason = stop
+            finish = partial(self._stopped, partial(report, done + after), spec, reason)
+            return Course(after, finish, [(0.0, partial(report, done)), *(step for step in steps if step[0] < after)])
         return Course(total - done, partial(_train, spec, asked.attempt), [(0.0, partial(report, done)), *steps])
+
+    def _stop(self, limits: Limits, step: float) -> tuple[float, str] | None:
+        """Return after how many seconds a worker with steps of some seconds ends for a limit, and its reason."""
+        if not str(limits):
+            return None
+        now = begin = self._clock.now()
+        pulse = Pulse(lambda: now)
+        countdown = Countdown(limits, begin, pulse)
+        while now < limits.ends(begin):
+            pulse.beat()
+            if reason := countdown():
+                return now - begin, reason
+            now += step
+        return now - begin, limits.reason(begin, now)
+
+    def _stopped(self, report: Callable[[], str], spec: TrainSpec, reason: str) -> int:
+        """Write down that there is a checkpoint, and why there is no more."""
+        report()
+        folder = RunFiles(spec).folder
+        folder.write_json("status.json", {**(folder.read_json("status.json") or {}), "ending": reason})
+        return LIMITED
 
     def _seconds(self, spec: TrainSpec) -> float:
         return next((s for pattern, s in self._durations.items() if fnmatchcase(spec.model_name, pattern)), _HOUR)
 
     def _report(self, spec: TrainSpec, attempt: int, resumed: float, total: float, done: float) -> str:
         """Write down where the work is, as a worker does, and that there is a checkpoint."""
-        from cloudai.training.execution import total_steps
-
         self._done[spec.name] = done
-        steps = total_steps(spec) or 100
+        steps = _steps(spec)
         step, since = (int(steps * seconds / total) for seconds in (done, resumed))
         status = {"attempt": attempt, "step": step, "total_steps": steps, "updated": self._clock.now()}
         checkpoints = {"checkpoint": step} if done else {}
         RunFiles(spec).folder.write_json("status.json", status | checkpoints | ({"resumed_from": since} if resumed else {}))
         return f"step {step} of {steps}"
+
+
+def _steps(spec: TrainSpec) -> int:
+    from cloudai.training.execution import total_steps
+
+    return total_steps(spec) or 100
 
 
 def _arguments(argv: tuple[str, ...]) -> argparse.Namespace:
@@ -76,6 +109,7 @@ def _arguments(argv: tuple[str, ...]) -> argparse.Namespace:
     parser.add_argument("--store")
     parser.add_argument("--run")
     parser.add_argument("--attempt", type=int)
+    parser.add_argument("--limits", type=json.loads)
     return parser.parse_known_args(argv[2:])[0]
 
 
@@ -87,10 +121,16 @@ def _train(spec: TrainSpec, attempt: int) -> int:
     from cloudai.training.context import Solo
     from cloudai.training.execution import execute
 
+    class OnProcessor(Solo):
+        """A worker whose GPU is simulated: what it would compute is computed here."""
+
+        def device(self, spec: TrainSpec) -> torch.device:
+            return torch.device("cpu")
+
     before, threads = randomness.snapshot(), torch.get_num_threads()
     try:
         with _without_pid(spec):
-            return execute(spec, attempt, Solo(), lambda: "")
+            return execute(spec, attempt, OnProcessor(), lambda: "")
     finally:
         randomness.restore(before)
         torch.set_num_threads(threads)

@@ -7,6 +7,8 @@ key twice, so whoever leads after a crash goes on from there.
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -27,12 +29,14 @@ from cloudai.errors import (
 )
 from cloudai.planning.plan import place
 from cloudai.planning.silence import Silence, asks_again
-from cloudai.planning.spending import price_of
+from cloudai.planning.spending import price_of, spending
 from cloudai.specs.confidential import redact, redacted
 from cloudai.specs.training import TrainSpec
 from cloudai.state.ledger import ENDED, Ledger, Record
-from cloudai.training.job import JOB, RunFiles
+from cloudai.training.hangs import HangWatch
+from cloudai.training.job import JOB, LIMITED, PREEMPTED, RunFiles
 from cloudai.training.journal import JournalReader
+from cloudai.training.limits import Limits, spans_of
 from cloudai.training.tracked import mark_behind
 
 __all__ = ["advance", "due", "needs_of"]
@@ -42,6 +46,12 @@ _MOST_REFUSALS = 10
 
 _PATIENCE = 900.0
 """Seconds that a driver may fail to answer before a run that never started is given up. A run that did start goes on."""
+
+_watches: dict[str, HangWatch] = {}
+"""What this process has seen of each job's heartbeats; who leads after it begins to watch anew."""
+
+_SHORT = 60.0
+"""Seconds of an attempt after which its machine is hardly the one that was to be taken away before."""
 
 _DIGEST = 64  # hexadecimal digits of a SHA-256
 
@@ -57,8 +67,18 @@ def due(ledger: Ledger, record: Record) -> float | None:
     again = asks_again(record.status)
     if again is not None:
         return again
-    left = ledger.lease_left("run", record.name)
-    return None if left is None else ledger.clock.now() + left
+    left, now = ledger.lease_left("run", record.name), ledger.clock.now()
+    moments = _limits_due(record, now) + ([] if left is None else [now + left])
+    return min(moments, default=None)
+
+
+def _limits_due(record: Record, now: float) -> list[float]:
+    """Return when the limits of the present attempt ask for a warning or an end."""
+    attempt = dict(record.status.get("attempts", [{}])[-1])
+    if "limits" not in attempt or "ended" in attempt:
+        return []
+    limits, started = Limits.from_json(attempt["limits"]), attempt.get("started") or now
+    return [at for at in (limits.warns(started), limits.ends(started)) if now < at < math.inf]
 
 
 def advance(ledger: Ledger, record: Record) -> None:
@@ -133,15 +153,21 @@ class _Advance:
         """Choose a place, note a new attempt there, and submit it."""
         recorded = self.record.desired.get("offer") if not self.attempts else None
         offer = Offer(**recorded) if recorded else place(self.driver, needs_of(self.spec), spot=self.spec.spot_policy == "spot")
+        limits, price, now = Limits.from_json(self.record.desired.get("limits")), price_of(offer), self.ledger.clock.now()
+        limits.refuse_uncounted(offer)
+        limits = limits.at(spent=spending(spans_of(self.attempts), now).amount, per_hour=price.per_hour)
+        if reason := limits.no_room(now):
+            self._stop(limits, reason)
+            return
         if not self.attempts:
             self.ledger.renew_lease("run", self.spec.name, self.spec.lease)
         self.files.folder.write(JOB, self._job_file)  # before the note: without it a worker could not begin
         number = max((attempt["number"] for attempt in self.attempts), default=0) + 1
-        price = price_of(offer).to_json()
-        self.attempts.append({"job": f"{self.spec.name}.{number}", "number": number, "offer": asdict(offer), "price": price})
+        attempt = {"job": f"{self.spec.name}.{number}", "number": number, "offer": asdict(offer), "price": price.to_json()}
+        self.attempts.append(attempt | ({"limits": limits.to_json()} if str(limits) else {}))
         phase = "starting" if number == 1 else "recovering"
         reason = self.record.status.get("lost", "")
-        self._observe(phase, {"price": price, "place": offer.place, "reason": reason, "fix": "", "waiting": None}, "")
+        self._observe(phase, {"price": price.to_json(), "place": offer.place, "reason": reason, "fix": "", "waiting": None}, "")
         self._submit()
 
     def _submit(self) -> None:
@@ -150,6 +176,8 @@ class _Advance:
         argv = ["-m", "cloudai.training.worker", "--store", self.spec.store, "--run", self.spec.name]
         argv += ["--attempt", str(attempt["number"]), "--lease-file", str(self.ledger.lease_file("run", self.spec.name))]
         argv += ["--digest", sha256(self._job_file)]
+        if "limits" in attempt:
+            argv += ["--limits", json.dumps(attempt["limits"])]
         job = Job(attempt["job"], tuple(argv), _environment(self.spec), needs_of(self.spec), folder)
         try:
             self.driver.submit(job, Offer(**attempt["offer"]), key=attempt["job"])
@@ -173,6 +201,45 @@ class _Advance:
         phase = "running" if self.record.phase == "running" or self._reports() else self.record.phase
         if phase != self.record.phase or before != self.attempts[-1]:
             self._observe(phase, {"refusals": 0, "store": ""}, "")
+        self._enforce(phase, status)
+        self._watch(phase)
+
+    @property
+    def _watched(self) -> str:
+        return f"{self.ledger.home}/{self.attempts[-1]['job']}"
+
+    def _watch(self, phase: str) -> None:
+        """End a worker that hangs, and tell what its machine's cloud says."""
+        attempt, now = self.attempts[-1], self.ledger.clock.now()
+        watch = _watches.setdefault(self._watched, HangWatch(self.spec))
+        if not watch.due(now) or not attempt.get("started"):
+            return
+        said = JournalReader(self.files.folder).status()
+        own = said if said.get("attempt") == attempt["number"] else None
+        reason = watch.look(own, now)
+        if reason:
+            self._end_job(phase, "hang", reason)
+        notice = (own or {}).get("notice", "")
+        if notice and notice != attempt.get("notice"):
+            attempt["notice"] = notice
+            self._observe(phase, {}, f"warning: {redact(notice)}")
+
+    def _enforce(self, phase: str, status: JobStatus) -> None:
+        """Warn when a limit is near, and end a worker that goes on after it: it should have ended by itself."""
+        limits, now = Limits.from_json(self.attempts[-1].get("limits")), self.ledger.clock.now()
+        started = status.started_at or now
+        if now >= limits.ends(started) or limits.is_billed(status.cost):
+            self._end_job(phase, "limit", limits.reason(started, now))
+        elif (warning := limits.warning(started, now)) and not self.attempts[-1].get("warned"):
+            self.attempts[-1]["warned"] = True
+            self._observe(phase, {}, f"warning: {warning}")
+
+    def _end_job(self, phase: str, kind: str, reason: str) -> None:
+        """Note why the present attempt must end, then end it; the next look sees that it has."""
+        if "ending" not in self.attempts[-1]:
+            self.attempts[-1]["ending"] = {"kind": kind, "reason": reason}
+            self._observe(phase, {}, f"ending the worker: {reason}")
+        self.driver.cancel(JobId(self.attempts[-1]["job"]))
 
     def _reports(self) -> bool:
         """Whether this attempt's worker has written its status."""
@@ -193,6 +260,7 @@ class _Advance:
             self.ledger.observe("run", self.spec.name, self.record.phase, {"store": what}, event=f"waiting: {what}")
 
     def _ended(self, status: JobStatus) -> None:
+        _watches.pop(self._watched, None)
         ended = status.ended_at or self.ledger.clock.now()
         self.attempts[-1].update(started=status.started_at, ended=ended, reason=redact(status.reason), billed=status.cost)
         reader = JournalReader(self.files.folder)
@@ -205,10 +273,31 @@ class _Advance:
             self.end("cancelled", reason="cancelled")
         elif self._lease_passed():
             return
-        elif status.phase == "cancelled":
+        elif self._limited(status):
+            self._stop(Limits.from_json(self.attempts[-1]["limits"]), self._why(status))
+        elif status.phase == "cancelled" and "ending" not in self.attempts[-1]:
             self.end("cancelled", reason="cancelled")
         else:
             self._come_back(status)
+
+    def _limited(self, status: JobStatus) -> bool:
+        """Whether an attempt ended for a limit, by itself or by us."""
+        attempt = self.attempts[-1]
+        by_us = attempt.get("ending", {}).get("kind") == "limit" and status.phase != "succeeded"
+        return "limits" in attempt and (by_us or status.exit_code == LIMITED)
+
+    def _why(self, status: JobStatus) -> str:
+        """Return why the last attempt ended: what we ended it for, or as its worker has said, or as its place says."""
+        attempt, said = self.attempts[-1], JournalReader(self.files.folder).status()
+        told = str(said.get("ending", "")) if said.get("attempt") == attempt["number"] else ""
+        return redact(attempt.get("ending", {}).get("reason") or told or status.reason)
+
+    def _stop(self, limits: Limits, reason: str) -> None:
+        """End a run that has come to its limit, and say how it goes on."""
+        said = JournalReader(self.files.folder).status()
+        step, total = said.get("step"), said.get("total_steps")
+        where = "" if step is None else f" at step {step}" + (f" of {total}" if total else "")
+        self.end("stopped", reason=reason + where, fix=limits.fix(self.spec.name))
 
     def _lease_passed(self) -> bool:
         """End the run if its lease has passed; returns whether it has."""
@@ -219,8 +308,8 @@ class _Advance:
 
     def _come_back(self, status: JobStatus) -> None:
         """Start the next attempt after a worker was killed or lost, unless that happened too often."""
-        reason = redact(status.reason) or "the worker is gone"
-        self.attempts[-1]["failure"] = status.phase != "preempted"
+        reason, noticed = self._why(status) or "the worker is gone", status.exit_code == PREEMPTED
+        self.attempts[-1]["failure"] = status.phase != "preempted" and not noticed
         failures = sum(attempt.get("failure", False) for attempt in self.attempts)
         if failures > self.spec.failure.max_failures:
             fix = f"look at cloudai.attach('run/{self.spec.name}').logs(), or allow more with max_failures="
@@ -228,9 +317,18 @@ class _Advance:
             return
         checkpoint = JournalReader(self.files.folder).status().get("checkpoint")
         since = "the start" if checkpoint is None else f"step {checkpoint}"
-        self._observe("recovering", {"reason": reason, "lost": reason}, f"{reason}; coming back from {since}")
-        self.record = self.ledger.get("run", self.spec.name)
-        self._start()
+        pause = self._pause() if noticed else None
+        change = {"reason": reason, "lost": reason, "taken": pause, "waiting": pause}
+        self._observe("recovering", change, f"{reason}; coming back from {since}")
+        if pause is None:
+            self.record = self.ledger.get("run", self.spec.name)
+            self._start()
+
+    def _pause(self) -> dict[str, Any] | None:
+        """Return when to come back after a notice to an attempt that was short: the same machine would get it again."""
+        last, now = self.attempts[-1], self.ledger.clock.now()
+        short = last["ended"] - (last.get("started") or last["ended"]) < _SHORT
+        return Silence.after(self.record.status.get("taken"), now).to_json() if short else None
 
     def _succeeded(self, result: Mapping[str, Any]) -> None:
         seconds = sum(attempt["ended"] - attempt["started"] for attempt in self.attempts if attempt.get("started"))

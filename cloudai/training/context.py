@@ -18,6 +18,7 @@ from cloudai.training import randomness
 from cloudai.training.cadence import Cadence
 from cloudai.training.checkpoints import Checkpoint, Checkpoints, Writer
 from cloudai.training.devices import device_of
+from cloudai.training.meter import Meter
 
 __all__ = ["Context", "Group", "Solo", "Stopped"]
 
@@ -38,6 +39,10 @@ class Group(Protocol):
 
     def any(self, flag: bool) -> bool:
         """Return whether any rank says yes, the same on all of them."""
+        ...
+
+    def device(self, spec: TrainSpec) -> torch.device:
+        """Return where this rank computes; `PlacementError` where there is no such device."""
         ...
 
     def wrap(self, module: Any) -> Any:
@@ -70,6 +75,10 @@ class Solo:
     def any(self, flag: bool) -> bool:
         """Return the only flag."""
         return flag
+
+    def device(self, spec: TrainSpec) -> torch.device:
+        """Return the first GPU where the run asks for one, else the processor."""
+        return device_of(spec)
 
     def wrap(self, module: Any) -> Any:
         """Return the module itself."""
@@ -113,19 +122,26 @@ class Context:
     before_checkpoint: Callable[[], bool] = lambda: True
     """Called before a checkpoint is committed: what was reported up to it must be written by then, for it is not done again.
     Where it says that it could not, there is no checkpoint."""
-    on_checkpoint: Callable[[int], None] = lambda step: None
-    on_stall: Callable[[float], None] = lambda seconds: None
-    """Called with the seconds for which the training stood still for a checkpoint."""
+    on_checkpoint: Callable[[int, float], None] = lambda step, at: None
+    """Called when there is a new checkpoint, with its step and the unix time of the state that it holds."""
+    on_first_step: Callable[[], None] = lambda: None
+    """Called when this attempt has taken its first step."""
+    works: Callable[[torch.nn.Module, Sequence[torch.Tensor], str], None] = lambda module, inputs, dtype: None
+    """Told once, before the first step, what a step works on, and in which dtype."""
+    meter: Meter = field(default_factory=Meter)
     stop_reason: Callable[[], str] = lambda: ""
     """Says why the worker should end; empty while it should not."""
+    hurries: Callable[[], bool] = lambda: False
+    """Says, once, that a checkpoint is wanted at once, though the worker goes on."""
     interruptions: int = 0
     """How often the run was interrupted before."""
 
     def __post_init__(self) -> None:
-        self._device = device_of(self.spec, self.rank)
+        self._device = self.group.device(self.spec)
         self._found: Checkpoint | None = self.checkpoints.latest(self.rank)
         self._step = self._found.step if self._found else -1
         self._began = self._saved_at = time.monotonic()
+        self._taken_at = 0.0
         self._worked = float(self._found.own.get("worked", 0.0)) if self._found and self._found.own else 0.0
         self._writer = Writer(self.checkpoints, self.rank, self._commit)
         policy = self.spec.checkpoint
@@ -228,16 +244,19 @@ class Context:
             If a metric is not a finite number: training on would waste the money.
         """
         self._step = self._step + 1 if step is None else step
+        if self.spec.work.kind == "function":
+            self.meter.ended(rows=0)  # what it does in between is its own; a report is a step
         numbers = {name: _finite(name, value, self._step) for name, value in metrics.items()}
         if self.rank == 0 and numbers:
             self.on_report(self._step, numbers)
         if checkpoint is not None:
             self.save(self._step, checkpoint)
-        self.stop_if_told()
+        if self.spec.work.kind == "function":  # the built-in loop ends after a checkpoint, never before
+            self.stop_if_told()
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint; the same on all ranks."""
-        told = bool(self.stop_reason())
+        told = bool(self.stop_reason()) or self.hurries()
         if self._writer.undecided and not self._decide():
             return self.group.any(told)
         return self.group.any(told or (time.monotonic() >= self._next and self._writer.idle))
@@ -252,17 +271,27 @@ class Context:
 
         Training stands still while they are copied, and until the checkpoint before has been written.
         """
-        begin = time.monotonic()
         self.settle()
         ready = time.monotonic()
         shared = {name: _state(part) for name, part in checkpoint.items()} if self.rank == 0 else None
         worked = self._worked + ready - self._began
         tree = {"shared": shared, "own": {"random": randomness.snapshot(), "rest": own, "worked": worked}}
         self._writer.begin(step, tree)
+        self._taken_at = time.time()
         self._saved_at = time.monotonic()
         self._cadence.learn(stall=self._saved_at - ready)
         self._next = self._choose_next()
-        self.on_stall(self._saved_at - begin)
+        self.meter.stalled(self._saved_at - ready)
+
+    @property
+    def saving(self) -> bool:
+        """Whether a checkpoint is on its way to the store."""
+        return not self._writer.idle
+
+    @property
+    def writing_seconds(self) -> float:
+        """How long this worker's part of the last checkpoint was on its way."""
+        return self._writer.seconds
 
     def settle(self) -> None:
         """Wait until the checkpoint that was begun last counts, or was left out."""
@@ -270,7 +299,7 @@ class Context:
         if self._writer.undecided:
             self._gather()
         self._writer.wait()
-        self.on_stall(time.monotonic() - begin)
+        self.meter.stalled(time.monotonic() - begin)
 
     def _decide(self) -> bool:
         """Let the last checkpoint count if all ranks have written their part of it; returns whether they have."""
@@ -287,7 +316,7 @@ class Context:
 
     def _commit(self, step: int, digests: Sequence[str]) -> None:
         if self.before_checkpoint() and self.checkpoints.commit(step, digests):
-            self.on_checkpoint(step)
+            self.on_checkpoint(step, self._taken_at)
 
     def stop_if_told(self) -> None:
         """End the worker, at a moment when nothing is half done, if it was told to stop."""

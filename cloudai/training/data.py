@@ -15,7 +15,7 @@ from cloudai.specs.training import Source
 from cloudai.training import hugging_face, tables
 from cloudai.training.tables import Survey, Table
 
-__all__ = ["TrainingData", "parse_data", "read_source"]
+__all__ = ["TrainingData", "assembled", "parse_data", "read_source"]
 
 _MOST_BYTES = 2 * 2**30
 _FORMS = (
@@ -93,7 +93,18 @@ def read_source(source: Source, *, patience: float) -> TrainingData:
     StoreError
         If a place cannot be reached within `patience` seconds.
     """
-    columns = tables.read(source, patience=patience)
+    return assembled(tables.read(source, patience=patience), source)
+
+
+def assembled(columns: Mapping[str, np.ndarray], source: Source) -> TrainingData:
+    """Put columns that were read from a source side by side, as inputs and targets.
+
+    Raises
+    ------
+    DataError
+        If a value cannot be trained on.
+    """
+    columns = dict(columns)
     if source.kinds.get(source.target) == "int":
         columns[source.target] = _whole(columns[source.target])
     return _assembled(columns, source.inputs, source.target, source.integers)

@@ -16,8 +16,8 @@ _MADE_FOR_BFLOAT16 = ("amx_bf16", "avx512_bf16")
 """Of Linux' names for what a processor can do."""
 
 
-def device_of(spec: TrainSpec, rank: int = 0) -> torch.device:
-    """Return where this worker computes: its GPU where the run asked for one, else the processor.
+def device_of(spec: TrainSpec) -> torch.device:
+    """Return where the one worker of a run computes: on the first GPU where the run asks for one, else on the processor.
 
     Raises
     ------
@@ -29,8 +29,7 @@ def device_of(spec: TrainSpec, rank: int = 0) -> torch.device:
     if not torch.cuda.is_available():
         fix = "install torch for this GPU (https://pytorch.org/get-started/locally), or ask for gpus=0"
         raise PlacementError("the run asks for a GPU, and torch finds none here", fix=fix)
-    # a rank of Ray sees its own GPU alone; several of them may also share the view of all
-    return torch.device("cuda", rank % torch.cuda.device_count())
+    return torch.device("cuda", 0)
 
 
 def uses_bfloat16(precision: str, device: torch.device) -> bool:

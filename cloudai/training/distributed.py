@@ -23,7 +23,7 @@ from cloudai.drivers.capacity import Node, room, share_of
 from cloudai.drivers.protocols import Needs
 from cloudai.errors import MissingExtraError, PlacementError
 from cloudai.specs.training import TrainSpec
-from cloudai.training.job import WORKER_PATIENCE, RunFiles
+from cloudai.training.job import FAILED, LOST, STOPPED, SUCCEEDED, WORKER_PATIENCE, RunFiles
 from cloudai.training.journal import JournalReader
 from cloudai.training.ranks import Notice, rank_main
 from cloudai.training.sizes import note_size, sizes_of
@@ -60,7 +60,7 @@ def execute_on_ray(spec: TrainSpec, attempt: int, stop_reason: Callable[[], str]
     MissingExtraError
         If Ray is not installed.
     """
-    from cloudai.training.execution import FAILED, LOST, STOPPED, SUCCEEDED, write_error
+    from cloudai.training.execution import write_error
 
     files = RunFiles(spec, WORKER_PATIENCE)
     try:
@@ -168,8 +168,6 @@ class _Fit:
 
     def run(self, folder: Store) -> tuple[int, str]:
         """Return rank 0's exit code, and what the ranks were told."""
-        from cloudai.training.execution import LOST, STOPPED
-
         size = self._cluster.size()
         if size is None:
             log.warning("the cluster had no room for the fewest workers within %g s", _ROOM_SOON)

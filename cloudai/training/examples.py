@@ -117,8 +117,12 @@ class Supervised:
             measured["val_accuracy"] = float(right.float().mean())
         return measured
 
+    def inputs(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return what the module takes for these rows."""
+        return (self._inputs[rows].to(self._device),)
+
     def _outputs(self, module: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
-        outputs: torch.Tensor = module(self._inputs[rows].to(self._device))
+        outputs: torch.Tensor = module(*self.inputs(rows))
         # values are compared one by one
         return outputs.squeeze(1) if not self._classes and outputs.ndim == 2 and outputs.shape[1] == 1 else outputs
 

@@ -22,8 +22,9 @@ from cloudai.artifacts.inputs import named_columns
 from cloudai.artifacts.known import save_model
 from cloudai.artifacts.model import Model
 from cloudai.artifacts.signature import Signature
+from cloudai.artifacts.store import Store
 from cloudai.capture.bundle import code_folder, loaded, resolve
-from cloudai.errors import CloudAIError, DataError, SpecError, StoreError
+from cloudai.errors import CloudAIError, SpecError, StoreError
 from cloudai.specs.confidential import redact, redacted
 from cloudai.specs.training import Source, TrainSpec
 from cloudai.statistics.profiles import Profile
@@ -34,10 +35,13 @@ from cloudai.training import examples, loop, randomness
 from cloudai.training.checkpoints import Checkpoints
 from cloudai.training.context import Context, Group, Stopped
 from cloudai.training.data import TrainingData, read_source
-from cloudai.training.job import WORKER_PATIENCE, RunFiles
+from cloudai.training.hangs import Heartbeat
+from cloudai.training.job import FAILED, LOST, STOPPED, SUCCEEDED, WORKER_PATIENCE, RunFiles
 from cloudai.training.journal import Journal
 from cloudai.training.sizes import resized
+from cloudai.training.stopping import Stop
 from cloudai.training.tracked import RunSource, first_note, lineage, tracked_model, write_note
+from cloudai.training.watch import Watch
 from cloudai.training.work import dry_run
 
 if TYPE_CHECKING:
@@ -46,10 +50,6 @@ if TYPE_CHECKING:
 __all__ = ["FAILED", "LOST", "STOPPED", "SUCCEEDED", "execute", "write_error"]
 
 log = logging.getLogger(__name__)
-
-SUCCEEDED, FAILED, LOST, STOPPED = 0, 1, 75, 143
-"""Exit codes: 1 is an error that would come again, 75 one that would not (EX_TEMPFAIL of sysexits.h), such as a lost peer;
-143 is what a shell gives for SIGTERM."""
 
 _EXAMPLE_ROWS = 8
 _LAST_TRY = 5.0
@@ -62,20 +62,21 @@ _OWN_LOOP = "the training loop is your own function: cloudai cannot know all of 
 def execute(spec: TrainSpec, attempt: int, group: Group, stop_reason: Callable[[], str]) -> int:
     """Run the work to its end and return the exit code."""
     files = RunFiles(spec, WORKER_PATIENCE)
+    stop = stop_reason if isinstance(stop_reason, Stop) else Stop(stop_reason)
+    worker = _Worker(files, attempt, group, stop)
     try:
-        worker = _Worker(files, attempt, group, stop_reason)
-    except (DataError, StoreError) as error:
-        return _not_begun(files, error)
-    try:
+        worker.begin()
         with code_folder() as folder, worker.code(folder):
             return worker.run(folder)
     except Stopped as stopped:
-        log.warning("stopped: %s", stopped)
+        return worker.stopped(str(stopped))
+    except CloudAIError as error:
+        code = _not_begun(files, error)
         worker.close(succeeded=False)
-        return STOPPED
+        return code
 
 
-def _not_begun(files: RunFiles, error: DataError | StoreError) -> int:
+def _not_begun(files: RunFiles, error: CloudAIError) -> int:
     """Say why the work could not begin, and return the exit code: another attempt helps only where the reason may be over."""
     if isinstance(error, StoreError):
         if error.temporary:
@@ -83,17 +84,42 @@ def _not_begun(files: RunFiles, error: DataError | StoreError) -> int:
             return LOST
         fix = f"{error.fix}; a worker has the environment in which the supervisor was started"
         error = StoreError(error.what, fix=fix)
-    write_error(files, error)
-    return FAILED
+    return write_error(files, error, "")
+
+
+class _TimedCheckpoints(Checkpoints):
+    """Tells how long each checkpoint was on its way: so much is needed for the last one."""
+
+    def __init__(self, store: Store, keep: int, took: Callable[[float], None]) -> None:
+        super().__init__(store, keep)
+        self._took = took
+        self._part = 0.0
+
+    def write_part(self, step: int, rank: int, tree: Any) -> str:
+        begin = time.monotonic()
+        digest = super().write_part(step, rank, tree)
+        self._part = time.monotonic() - begin
+        self._took(self._part)
+        return digest
+
+    def commit(self, step: int, digests: Sequence[str]) -> bool:
+        begin = time.monotonic()
+        done = super().commit(step, digests)
+        self._took(self._part + time.monotonic() - begin)
+        return done
 
 
 class _Worker:
-    def __init__(self, files: RunFiles, attempt: int, group: Group, stop_reason: Callable[[], str]) -> None:
+    context: Context
+
+    def __init__(self, files: RunFiles, attempt: int, group: Group, stop: Stop) -> None:
         spec = files.spec
-        self.files, self.spec, self.group, self.attempt = files, spec, group, attempt
+        self.files, self.spec, self.group, self.attempt, self.stop = files, spec, group, attempt, stop
         torch.set_num_threads(max(1, math.ceil(spec.resources.cpus)))
         randomness.seed_all(spec.seed, group.rank)
         self.journal: Journal | None = None
+        self.heartbeat: Heartbeat | None = None
+        self.watch: Watch | None = None
         self.tracker: BackgroundTracker | None = None
         self._latest: dict[str, float] = {}
         self._classifier: Classifier | None = None
@@ -102,18 +128,29 @@ class _Worker:
             about = {"pid": os.getpid(), "total_steps": total_steps(spec)}
             doing = {"doing": "reading the data"} if spec.work.source is not None else {}
             self.journal = Journal(files.folder, attempt, {**about, **doing}, self._written)
+            self.heartbeat = Heartbeat(stop.pulse, self._beat, spec.failure.hang)
             self.tracker = None if spec.tracking == NONE else BackgroundTracker(RunSource(spec, attempt), self._behind)
+
+    def begin(self) -> None:
+        """Read the data and the last checkpoint."""
+        spec = self.spec
         self.context = Context(
             spec,
             self._data(),
-            Checkpoints(files.folder, spec.checkpoint.keep),
-            group,
+            _TimedCheckpoints(self.files.folder, spec.checkpoint.keep, self.stop.checkpoint_took),
+            self.group,
             on_report=self._reported,
             before_checkpoint=self._flush,
             on_checkpoint=self._saved,
-            stop_reason=stop_reason,
-            interruptions=attempt - 1,
+            on_first_step=self._stepped,
+            stop_reason=self.stop,
+            hurries=self.stop.hurries,
+            interruptions=self.attempt - 1,
         )
+        if self.journal is not None:
+            resumed = self.context.resumed_from is not None
+            self.watch = Watch(self.context.meter, self.journal, self.files.folder, resumed=resumed)
+            self.context.works = self.watch.works
         if self.journal is not None and self.context.resumed_from is not None:
             self.journal.update(resumed_from=self.context.resumed_from, step=self.context.resumed_from)
 
@@ -121,25 +158,35 @@ class _Worker:
         """Do the work; an error in it is written down with the user's frames."""
         try:
             module, metrics = self._work()
+            if self.heartbeat is not None:
+                self.heartbeat.rest()
             self.context.settle()
+            module = self.group.whole(module) if module is not None else None
             model = self._save(module, metrics) if module is not None and self.group.rank == 0 else None
+            result = self._record(model, metrics)
         except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the user's code raises is reported
-            if _lost_peer(error):
-                log.warning("another worker is gone: %s", error)
-                self.close(succeeded=False)
-                return LOST
-            if isinstance(error, StoreError) and error.temporary:
-                log.warning("the store was tried for long enough: %s", error.what)
-                return LOST
-            self._failed(error, folder)
-            return FAILED
-        self._succeeded(model, metrics)
+            code = self._failed(error, folder)
+            self.close(succeeded=False)
+            return code
+        self.close(succeeded=True, model=tracked_model(result))
         return SUCCEEDED
+
+    def stopped(self, reason: str) -> int:
+        """Note why the work stopped before its end, and return the exit code."""
+        log.warning("stopped: %s", reason)
+        if self.journal is not None:
+            self.journal.update(ending=reason)
+        self.close(succeeded=False)
+        return STOPPED
 
     def close(self, *, succeeded: bool, model: TrackedModel | None = None) -> None:
         """Write what is still in memory, then let the tracker have it."""
         if self.journal is None:
             return
+        if self.watch is not None:
+            self.watch.close()
+        if self.heartbeat is not None:
+            self.heartbeat.close()
         self.journal.close()
         if self.tracker is not None:
             self.tracker.close(succeeded, time.time(), model)
@@ -260,11 +307,19 @@ class _Worker:
         assert self.journal is not None
         self._latest.update(metrics)
         self.journal.add(step, metrics)
+        if self.watch is not None:
+            self.watch.reported(step, metrics)
 
     def _written(self, rows: Sequence[Row]) -> None:
         """Let the tracker know what is in the store: never more, or a restarted worker could not say it again."""
         if self.tracker is not None:
             self.tracker.add(rows)
+
+    def _beat(self, beat: Mapping[str, Any]) -> None:
+        """Write that the worker lives, also where it is long until the journal's next news."""
+        assert self.journal is not None
+        self.journal.update(beat=beat, notice=self.stop.notice)
+        self.journal.flush()
 
     def _behind(self, problem: str) -> None:
         if self.journal is not None:
@@ -274,33 +329,49 @@ class _Worker:
         assert self.journal is not None
         return self.journal.flush()
 
-    def _saved(self, step: int) -> None:
+    def _saved(self, step: int, at: float) -> None:
         assert self.journal is not None
-        self.journal.update(checkpoint=step, checkpoint_at=time.time())
+        self.journal.update(checkpoint=step, checkpoint_at=at)
 
-    def _succeeded(self, model: Model | None, metrics: Mapping[str, float]) -> None:
+    def _stepped(self) -> None:
+        if self.journal is not None:
+            self.journal.update(first_step_at=time.time())
+
+    def _record(self, model: Model | None, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """Write down that the work is done, before the tracker is told: the run has succeeded, whatever that says."""
         if self.journal is None:
-            return
+            return {}
         why_not = resized(self.files.folder) if self.spec.work.kind in _BUILT_IN else _OWN_LOOP
         result: dict[str, Any] = {"metrics": dict(metrics), "exact": not why_not, "why_not_exact": why_not}
         if model is not None:
             result["model"] = {"name": model.name, "version": model.version, "uri": model.uri, "digest": model.digest}
         self.journal.update(doing="recording in the tracker")
-        self.files.folder.write_json("result.json", result)  # before the tracker: the run has succeeded, whatever it says
-        self.close(succeeded=True, model=tracked_model(result))
+        self.files.folder.write_json("result.json", result)
+        return result
 
-    def _failed(self, error: BaseException, folder: Path) -> None:
-        write_error(self.files, error, _user_frames(error, folder))
-        self.close(succeeded=False)
+    def _failed(self, error: BaseException, folder: Path) -> int:
+        """Say what ended the work, and return the exit code."""
+        if _lost_peer(error):
+            log.warning("another worker is gone: %s", error)
+            return LOST
+        if isinstance(error, StoreError) and error.temporary:
+            log.warning("the store was tried for long enough: %s", error.what)
+            return LOST
+        return write_error(self.files, error, _user_frames(error, folder))
 
 
-def write_error(files: RunFiles, error: BaseException, frames: str = "") -> None:
-    """Leave what ended the run for whoever reads it."""
+def write_error(files: RunFiles, error: BaseException, frames: str = "") -> int:
+    """Leave what ended the run for whoever reads it, and return the exit code: where that fails, another attempt will try."""
     what = error.what if isinstance(error, CloudAIError) else f"{type(error).__name__}: {error}"
     fix = error.fix if isinstance(error, CloudAIError) else "mend the code and train again"
     log.error("%s\n%s", what, frames or traceback.format_exc())
     told = redacted({"what": what, "fix": fix, "frames": frames})
-    files.folder.create("error.json", json.dumps(told).encode())
+    try:
+        files.folder.create("error.json", json.dumps(told).encode())
+    except StoreError as unwritten:
+        log.warning("that cannot be written down: %s", unwritten.what)
+        return LOST
+    return FAILED
 
 
 def total_steps(spec: TrainSpec, rows: int = 0) -> int | None:

@@ -1,4 +1,4 @@
-"""What the worker is given: one JSON file in the run's folder."""
+"""What the worker is given, one JSON file in the run's folder, and with which codes it ends."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from cloudai.artifacts.store import Store
 from cloudai.specs.training import TrainSpec
 
-__all__ = ["JOB", "WORKER_PATIENCE", "RunFiles"]
+__all__ = ["FAILED", "JOB", "LIMITED", "LOST", "PREEMPTED", "STOPPED", "SUCCEEDED", "WORKER_PATIENCE", "RunFiles"]
 
 JOB = "job.json"
 WORKER_PATIENCE = 300.0
 """For how many seconds a worker tries again what it cannot do without, where a store does not answer."""
+
+SUCCEEDED, FAILED, LOST, PREEMPTED, LIMITED, STOPPED = 0, 1, 75, 80, 81, 143
+"""Exit codes: 1 is an error that would come again, 75 one that would not (EX_TEMPFAIL of sysexits.h), such as a lost peer;
+143 is what a shell gives for SIGTERM. 80 is a machine about to be taken away, 81 a limit of the run: both lie between those of
+sysexits.h, which end at 78, and those of shells, which begin at 126."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from cloudai.errors import DataError
 from cloudai.specs.training import Loop
 from cloudai.training import randomness
 from cloudai.training.context import Context
-from cloudai.training.devices import computing
+from cloudai.training.devices import computing, uses_bfloat16
 from cloudai.training.examples import Examples, Supervised, split
 from cloudai.training.parts import longest_first, parts_of
 
@@ -82,6 +82,7 @@ class _Fit:
         self.scheduled = self.loop.lr_schedule != "constant" or self.loop.warmup > 0
         self.most = self.loop.micro_batch
         self.epoch, self.batch, self.seen = 0, 0, 0.0
+        self.first = 1
         self.total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.final: dict[str, float] = {}
 
@@ -92,17 +93,27 @@ class _Fit:
 
     def run(self) -> dict[str, float]:
         self._restore()
+        self.first = self.step + 1
+        self._tell_what_works()
         while self.epoch < self.loop.epochs:
             self._epoch()
         return self.final
+
+    def _tell_what_works(self) -> None:
+        inputs = self.examples.inputs(self.rows.train[:1]) if isinstance(self.examples, Supervised) else ()
+        dtype = "bfloat16" if uses_bfloat16(self.loop.precision, self.device) else "float32"
+        self.context.works(self.module, inputs, dtype)
 
     def _epoch(self) -> None:
         order = self._order()
         every = max(1, self.steps // _CURVE)
         self.wrapped.train()
+        self.context.meter.begin()
         while self.batch < self.batches:
             loss = self._step(self._rows_of_step(order))
             self.batch += 1
+            if self.step == self.first:
+                self.context.on_first_step()
             if self.step % every == 0 or self.step == 1:
                 self.context.report({"loss": float(loss)}, step=self.step)
             if self.batch < self.batches and self.context.due():
@@ -133,6 +144,7 @@ class _Fit:
         self.optimizer.step()
         self.total += loss
         self.seen += weight
+        self.context.meter.ended(len(mine), 0 if self.lengths is None else int(self.lengths[mine].sum()))
         return loss / weight
 
     def _share(self, rows: torch.Tensor) -> torch.Tensor:
@@ -158,7 +170,9 @@ class _Fit:
             randomness.restore_torch(states, self.device)
 
     def _in_parts(self, rows: torch.Tensor, weight: float) -> torch.Tensor:
-        parts = parts_of(rows, self.lengths, self.most, self.device.type)
+        # the ranks of a model in parts go through it together, so they need equally many parts of a step
+        lengths = None if self.context.spec.scaling.strategy == "fsdp" else self.lengths
+        parts = parts_of(rows, lengths, self.most, self.device.type)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for part in parts:
             # gradients are averaged over the ranks, with the last part
@@ -234,5 +248,6 @@ def _arrays(context: Context) -> Supervised:
 def _optimizer(module: torch.nn.Module, loop: Loop) -> torch.optim.Optimizer:
     kinds: Mapping[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    fused = all(parameter.is_floating_point() for parameter in weights)  # all weights in one pass over memory
+    # all weights in one pass over memory, where they are plain
+    fused = all(weight.is_floating_point() and not hasattr(weight, "to_local") for weight in weights)
     return kinds[loop.optimizer](weights, lr=loop.lr, weight_decay=loop.weight_decay, fused=fused)  # type: ignore[no-any-return]

@@ -14,6 +14,7 @@ from typing import Any
 
 from cloudai.specs.confidential import start_log
 from cloudai.specs.training import TrainSpec
+from cloudai.training.job import STOPPED, SUCCEEDED
 from cloudai.training.sharding import Sharding
 
 __all__ = ["Notice", "RayGroup", "rank_main"]
@@ -60,7 +61,7 @@ def rank_main(config: Mapping[str, Any]) -> None:
     """Run in each Ray worker: one rank's part. A rank that fails must say so to Ray, or the others would wait for it."""
     import ray
 
-    from cloudai.training.execution import STOPPED, SUCCEEDED, execute
+    from cloudai.training.execution import execute
 
     start_log()
     spec, notice = TrainSpec.parse(config["spec"]), config["notice"]
@@ -134,6 +135,12 @@ class RayGroup:
         votes = torch.tensor([int(flag)])
         self._dist.all_reduce(votes, op=self._dist.ReduceOp.MAX)
         return bool(votes.item())
+
+    def device(self, spec: TrainSpec) -> Any:
+        """Return the device that Ray has given to this rank."""
+        import ray.train.torch
+
+        return ray.train.torch.get_device()
 
     def wrap(self, module: Any) -> Any:
         """Return the module so that its gradients are averaged over the ranks, or so that each rank holds a part of it."""

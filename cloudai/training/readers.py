@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import gzip
 import io
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +18,12 @@ from cloudai.artifacts.filesystems import filesystem
 from cloudai.errors import DataError, MissingExtraError
 from cloudai.specs.training import Source
 
-__all__ = ["Contents", "check_column", "column_array", "contents", "read_columns"]
+__all__ = ["Contents", "check_column", "chunks", "column_array", "contents", "group_sizes", "read_columns"]
 
 _PEEK = 2**20
 """Bytes of a csv or jsonl file from which its columns are told, before a worker reads it whole."""
 _BLOCK = 2**24  # bytes; one row must fit in
+_STREAMED = 2**22  # bytes of a csv or jsonl file that are taken apart together, while it is streamed; one row must fit in
 
 
 @dataclass(frozen=True)
@@ -153,14 +156,109 @@ def read_columns(path: str, source: Source) -> dict[str, np.ndarray]:
     return {name: column_array(table.column(name), name, kind, path) for name, kind in source.kinds.items()}
 
 
+def group_sizes(path: str) -> list[int]:
+    """Return how many rows each row group of a parquet file has.
+
+    Raises
+    ------
+    DataError
+        If it is not such a file.
+    """
+    pa = _pyarrow()
+    from pyarrow import parquet
+
+    fs, inner = filesystem(path)
+    try:
+        with fs.open(inner, "rb") as file:
+            found = parquet.ParquetFile(file).metadata
+            return [found.row_group(group).num_rows for group in range(found.num_row_groups)]
+    except pa.ArrowInvalid as error:
+        raise _unreadable(path, "parquet", error) from None
+
+
+def chunks(path: str, source: Source, group: int, rows: int) -> Iterator[Any]:
+    """Read a file, or one row group of it, in tables of so many rows; only the last one has fewer.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, or holds something that is no number.
+    """
+    pa = _pyarrow()
+    fs, inner = filesystem(path)
+    types = _types(source)
+    try:
+        with fs.open(inner, "rb") as file:
+            if source.format == "parquet":
+                yield from _even(_parquet_tables(file, path, list(types), group, rows), rows)
+                return
+            tables = _csv_tables if source.format == "csv" else _jsonl_tables
+            with gzip.open(file) if path.endswith(".gz") else contextlib.nullcontext(file) as plain:
+                yield from _even(tables(plain, types), rows)
+    except (pa.ArrowInvalid, KeyError, zlib.error, EOFError, gzip.BadGzipFile) as error:
+        head = (
+            b"" if source.format == "parquet" else _beginning(bytes(fs.cat_file(inner, start=0, end=_PEEK)), path, whole=False)
+        )
+        raise _misfit(error, head, path) or _unreadable(path, source.format, error) from None
+
+
+def _even(tables: Iterator[Any], rows: int) -> Iterator[Any]:
+    """Cut tables of any length into tables of one."""
+    import pyarrow as pa
+
+    left: list[Any] = []
+    for table in tables:
+        left.append(table)
+        while sum(map(len, left)) >= rows:
+            whole = pa.concat_tables(left)
+            yield whole.slice(0, rows)
+            left = [whole.slice(rows)]
+    if sum(map(len, left)):
+        yield pa.concat_tables(left)
+
+
+def _parquet_tables(file: Any, path: str, names: list[str], group: int, rows: int) -> Iterator[Any]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    found = parquet.ParquetFile(file)
+    _check_names(found, names, path)
+    for batch in found.iter_batches(batch_size=rows, row_groups=[group], columns=names):
+        yield pa.Table.from_batches([batch])
+
+
+def _csv_tables(file: Any, types: Mapping[str, Any]) -> Iterator[Any]:
+    import pyarrow as pa
+    from pyarrow import csv as arrow
+
+    convert = arrow.ConvertOptions(column_types=dict(types), include_columns=list(types))
+    parse = arrow.ParseOptions(newlines_in_values=True)
+    for batch in arrow.open_csv(file, arrow.ReadOptions(block_size=_STREAMED), parse, convert):
+        yield pa.Table.from_batches([batch])
+
+
+def _jsonl_tables(file: Any, types: Mapping[str, Any]) -> Iterator[Any]:
+    left = b""
+    while block := file.read(_STREAMED):
+        lines, newline, left = (left + block).rpartition(b"\n")
+        if newline:
+            yield _read_jsonl(lines + newline, types)
+    if left.strip():
+        yield _read_jsonl(left, types)
+
+
+def _check_names(found: Any, names: list[str], path: str) -> None:
+    for name in names:
+        if name not in found.schema_arrow.names:
+            raise DataError(f"{path} has no column {name!r}", fix="give files that have the same columns")
+
+
 def _read_parquet(fs: Any, inner: str, path: str, names: list[str]) -> Any:
     from pyarrow import parquet
 
     with fs.open(inner, "rb") as file:
         found = parquet.ParquetFile(file)
-        for name in names:
-            if name not in found.schema_arrow.names:
-                raise DataError(f"{path} has no column {name!r}", fix="give files that have the same columns")
+        _check_names(found, names, path)
         return found.read(columns=names)
 
 

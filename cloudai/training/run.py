@@ -6,23 +6,29 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from cloudai.artifacts.model import Model
+from cloudai.artifacts.store import Store
+from cloudai.clock import Clock
 from cloudai.display import Card, Curve, duration
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import JobId
 from cloudai.errors import NotFoundError, NotReadyError, RunFailedError, SpecError
-from cloudai.planning.spending import Span, Spending, spending
+from cloudai.planning.spending import Spending, spending
 from cloudai.specs.confidential import redact
 from cloudai.specs.training import TrainSpec
 from cloudai.state.handles import Handle
 from cloudai.state.ledger import Ledger, Record
 from cloudai.tracking import Row
 from cloudai.tracking.registry import NONE
+from cloudai.training.anomalies import Anomaly
 from cloudai.training.catch_up import start_catching_up
 from cloudai.training.job import RunFiles
 from cloudai.training.journal import JournalReader
+from cloudai.training.limits import LimitOptions, Limits, spans_of
+from cloudai.training.performance import Performance
+from cloudai.training.profiling import Trace
 from cloudai.training.tracked import read_note
 
 __all__ = ["Run", "RunStatus"]
@@ -39,7 +45,7 @@ class RunStatus:
     Attributes
     ----------
     phase : str
-        queued, starting, running, recovering; or succeeded, failed, cancelled, rejected.
+        queued, starting, running, recovering; or succeeded, failed, cancelled, rejected, stopped (by a limit).
     step, total_steps : int or None
         Steps done, and to do where that is known.
     attempt : int
@@ -133,6 +139,44 @@ class Run(Handle):
         return [row.step for row in rows], [row.metrics[metric] for row in rows]
 
     @property
+    def performance(self) -> Performance | None:
+        """How fast it goes and what keeps it, at most some seconds old while it is alive; None before its first look."""
+        seen = self._worker.get("performance")
+        return None if seen is None else Performance.parse(seen)
+
+    @property
+    def anomalies(self) -> tuple[Anomaly, ...]:
+        """What is wrong with it as last seen, in words; nothing where all is well."""
+        return tuple(Anomaly.parse(value) for value in self._worker.get("anomalies") or ())
+
+    def profile(self, steps: int = 20) -> Trace:
+        """Ask the worker to record its next steps, and return at once; ``.wait()`` waits for the profile.
+
+        Parameters
+        ----------
+        steps : int
+            How many steps, 1 to 1000; while they are recorded they are slower.
+
+        Raises
+        ------
+        SpecError
+            If `steps` is no such number.
+        NotReadyError
+            If it has ended, or a profile of it is being made.
+        """
+        return Trace.ask(self, steps)
+
+    @property
+    def folder(self) -> Store:
+        """Its folder in the store."""
+        return self._journal.store
+
+    @property
+    def clock(self) -> Clock:
+        """The clock that it goes by."""
+        return self._ledger.clock
+
+    @property
     def cost(self) -> Spending:
         """What it has cost up to now: the time of all attempts at the price of the place."""
         return run_spending(self._record, self._ledger.clock.now())
@@ -219,6 +263,37 @@ class Run(Handle):
         if not self.ended:
             self._want(cancel=True)
 
+    def resume(self, **limits: Unpack[LimitOptions]) -> Run:
+        """Let a run that its budget or deadline has stopped go on from its checkpoint, as the same run.
+
+        Parameters
+        ----------
+        budget : Budget, optional
+            The new one, for everything that the run costs, what it has cost already included; None for none.
+        deadline : str, float or datetime, optional
+            The new one, counted from now; None for none.
+
+        Raises
+        ------
+        SpecError
+            If the run has not stopped, or the limits leave no room to go on.
+        """
+        self.refresh()
+        if self.phase != "stopped":
+            raise SpecError(f"the run {self.name!r} is {self.phase}, it has not stopped", fix="only a stopped run is resumed")
+        price, now = self._record.status.get("price", {}), self._ledger.clock.now()
+        wanted = self._limits.renewed(limits, price, self.cost.amount, now)
+        if self.lease_seconds is not None:
+            self._ledger.renew_lease("run", self.name, self.lease_seconds)  # before it lives: the old one has passed
+        event = f"resumed: {wanted or 'no limits'}"
+        self._record = self._ledger.revive("run", self.name, {"limits": wanted.to_json(), "cancel": False}, event=event)
+        self._want()
+        return self
+
+    @property
+    def _limits(self) -> Limits:
+        return Limits.from_json(self._record.desired.get("limits"))
+
     def track(self, *, wait: bool = False) -> Run:
         """Tell the tracker everything once more, such as after it was down for longer than the supervisor ran.
 
@@ -282,12 +357,24 @@ class Run(Handle):
                 f"{restarts}" + (f", the last from step {status.resumed_from}" if restarts and status.resumed_from else ""),
             ),
             ("place", status.place or "none yet"),
+            *(self.performance.facts() if self.performance is not None else []),
+            *((f"anomaly: {anomaly.kind}", f"{anomaly.what}; {anomaly.fix}") for anomaly in self.anomalies),
             ("spent", str(self.cost)),
+            *self._limits_shown(),
             ("tracked in", self._tracked_in()),
             ("exact", "yes, bit for bit" if self.exact else f"not promised: {self.why_not_exact}"),
         ]
         note = f"as of {self.age}; cloudai.attach({self.ref!r}) brings it back"
         return Card(f"Run {self.name}", facts, curves=self._curves(), notes=[note])
+
+    def _limits_shown(self) -> list[tuple[str, str]]:
+        """Return what the card says of budget and deadline: nothing where there are none."""
+        limits, attempts = self._limits, self._record.status.get("attempts", [])
+        if not str(limits):
+            return []
+        last = attempts[-1] if attempts else {}
+        warned = "ended" not in last and last.get("warned")
+        return [("limits", f"{limits}" + ("; near its limit" if warned and not self.ended else ""))]
 
     def _tracked_in(self) -> str:
         if self.spec.tracking == NONE:
@@ -302,7 +389,7 @@ class Run(Handle):
         reason = status.get("reason") or self.phase
         fix = status.get("fix") or f"look at cloudai.attach({self.ref!r}).logs()"
         why = "" if reason == self.phase else f": {reason}"
-        what = f"the run {self.name!r} {'was ' * (self.phase in ('cancelled', 'rejected'))}{self.phase}{why}"
+        what = f"the run {self.name!r} {'was ' * (self.phase in ('cancelled', 'rejected', 'stopped'))}{self.phase}{why}"
         return RunFailedError(what, fix=fix, frames=status.get("frames", ""))
 
 
@@ -310,8 +397,7 @@ def run_spending(record: Record, now: float) -> Spending:
     """Return what a run's record says that it has cost up to `now`, a unix time."""
     attempts: Sequence[Mapping[str, Any]] = record.status.get("attempts", [])
     over = record.updated if record.ended else None
-    spans = [Span(a.get("started"), a.get("ended") or over, a.get("price"), a.get("billed")) for a in attempts]
-    return spending(spans, now)
+    return spending(spans_of(attempts, over), now)
 
 
 class _ProgressLine:

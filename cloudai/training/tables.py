@@ -23,7 +23,7 @@ from cloudai.errors import DataError
 from cloudai.specs.training import Source, SourceFile
 from cloudai.training import readers
 
-__all__ = ["Survey", "Table", "check_reach", "choose", "read", "survey"]
+__all__ = ["Survey", "Table", "check_reach", "check_unchanged", "choose", "place", "read", "survey"]
 
 _FORMATS = {".csv": "csv", ".tsv": "", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
 _LISTS = ("list", "int list")
@@ -110,7 +110,7 @@ def survey(table: Table, *, integers: bool) -> Survey:
         If the place cannot be reached, or does not let us in.
     """
     files, form = _files(table)
-    found = persist(lambda: readers.contents(files[0].path, form, files[0].size), _place(files[0].path), 10.0)
+    found = persist(lambda: readers.contents(files[0].path, form, files[0].size), place(files[0].path), 10.0)
     names = choose(table, found.kinds, files[0].path)
     kinds = {name: "text" if name == table.text else found.kinds[name] for name in names}
     inputs = names[:-1] if table.target else names
@@ -184,7 +184,7 @@ def _address(path: str | Path) -> str:
 
 def _found(address: str) -> list[SourceFile]:
     fs, path = filesystem(address)
-    infos = persist(lambda: _infos(fs, path, address), _place(address), 10.0)
+    infos = persist(lambda: _infos(fs, path, address), place(address), 10.0)
     scheme = "" if is_local(address) else address.partition("://")[0] + "://"
     names = [str(info["name"]) for info in infos]
     paths = [name if "://" in name else scheme + name for name in names]
@@ -241,7 +241,7 @@ def _version(info: Mapping[str, Any]) -> str:
 def _rows(files: Sequence[SourceFile], first: int) -> int:
     if len(files) > _COUNTED_FILES:
         return 0
-    others = [persist(lambda f=f: readers.contents(f.path, "parquet", f.size), _place(f.path), 10.0) for f in files[1:]]  # type: ignore[misc]
+    others = [persist(lambda f=f: readers.contents(f.path, "parquet", f.size), place(f.path), 10.0) for f in files[1:]]  # type: ignore[misc]
     return first + sum(found.rows for found in others)
 
 
@@ -250,7 +250,7 @@ def _check_first(first: Any, kinds: Mapping[str, str], path: str) -> None:
         readers.column_array(first.column(name), name, kind, path)
 
 
-def _place(address: str) -> str:
+def place(address: str) -> str:
     """Return what an error names: the bucket or the host, or the file itself."""
     return address if is_local(address) else "/".join(address.split("/")[:3])
 
@@ -281,17 +281,24 @@ def read(source: Source, *, patience: float) -> dict[str, np.ndarray]:
     """
     parts = []
     for file in source.files:
-        _check_unchanged(file, patience)
-        part = persist(lambda f=file: readers.read_columns(f.path, source), _place(file.path), patience)  # type: ignore[misc]
-        _check_unchanged(file, patience)  # also not while it was read
+        check_unchanged(file, patience)
+        part = persist(lambda f=file: readers.read_columns(f.path, source), place(file.path), patience)  # type: ignore[misc]
+        check_unchanged(file, patience)  # also not while it was read
         parts.append(part)
     return {name: np.concatenate([part[name] for part in parts]) for name in source.kinds}
 
 
-def _check_unchanged(file: SourceFile, patience: float) -> None:
+def check_unchanged(file: SourceFile, patience: float) -> None:
+    """Refuse a file that is not what it was when the run was asked for.
+
+    Raises
+    ------
+    DataError
+        If it was changed, or is gone.
+    """
     fs, path = filesystem(file.path)
     try:
-        info = persist(lambda: fs.info(path), _place(file.path), patience)
+        info = persist(lambda: fs.info(path), place(file.path), patience)
     except FileNotFoundError:
         raise DataError(f"{file.path} is gone since the run was asked for", fix="put it back, or train again") from None
     if (int(info["size"] or 0), _version(info)) != (file.size, file.version):

@@ -6,25 +6,22 @@ import argparse
 import contextlib
 import faulthandler
 import gc
+import json
 import os
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from cloudai.artifacts.store import Store
 from cloudai.files import append_to
 from cloudai.specs.confidential import start_log
 from cloudai.specs.training import TrainSpec
-from cloudai.state import lease
+from cloudai.training import notices
 from cloudai.training.job import JOB, WORKER_PATIENCE
+from cloudai.training.limits import Limits
+from cloudai.training.stopping import StopSignal
 
 __all__ = ["main"]
-
-_LEASE_CHECK = 2.0  # seconds between two looks at the lease
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--digest", default="", help="the SHA-256 of the job: the store may be written by others")
     parser.add_argument("--lease-file", type=Path)
+    parser.add_argument("--limits", type=json.loads, help="what it may cost and how long it may take, as JSON")
     args = parser.parse_args(argv)
     gc.disable()  # importing torch makes a million objects that stay: looking through them again and again takes 0.2 s
     faulthandler.enable()
@@ -42,17 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     store = Store(args.store, patience=WORKER_PATIENCE)
     spec = TrainSpec.parse(_job(store, f"runs/{args.run}/{JOB}", args.digest))
     _make_private(spec.tracking)
-    stop = StopSignal(args.lease_file)
+    stop = StopSignal(args.lease_file, Limits.from_json(args.limits), notices.here())
     if spec.scaling.largest == 1:
         from cloudai.training.context import Solo
         from cloudai.training.execution import execute
 
         _collect_again()
-        return execute(spec, args.attempt, Solo(), stop)
+        return stop.code(execute(spec, args.attempt, Solo(), stop))
     from cloudai.training.distributed import execute_on_ray
 
     _collect_again()
-    return execute_on_ray(spec, args.attempt, stop)
+    return stop.code(execute_on_ray(spec, args.attempt, stop))
 
 
 def _job(store: Store, key: str, digest: str) -> bytes:
@@ -71,29 +69,6 @@ def _collect_again() -> None:
     """Collect garbage again, leaving out what the imports made."""
     gc.freeze()
     gc.enable()
-
-
-class StopSignal:
-    """Says why the worker should end: it was told by a signal, or its lease has passed."""
-
-    def __init__(self, lease_path: Path | None) -> None:
-        self._reason = ""
-        signal.signal(signal.SIGTERM, self._told)
-        if lease_path is not None:
-            threading.Thread(target=self._watch, args=(lease_path,), name="cloudai-lease", daemon=True).start()
-
-    def __call__(self) -> str:
-        return self._reason
-
-    def _told(self, number: int, frame: FrameType | None) -> None:
-        self._reason = f"told by {signal.Signals(number).name}"
-
-    def _watch(self, path: Path) -> None:
-        wait: Callable[[float], bool] = threading.Event().wait
-        watch = lease.LeaseWatch(time.time, time.monotonic, interval=_LEASE_CHECK)
-        while not watch.passed(lease.read(path)):
-            wait(_LEASE_CHECK)
-        self._reason = "its lease has passed and nobody renewed it"
 
 
 if __name__ == "__main__":

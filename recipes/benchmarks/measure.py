@@ -56,15 +56,17 @@ class Figure:
 
 @dataclass(frozen=True)
 class Aim:
-    """What a figure should be at most."""
+    """What a figure should be at most, or at least."""
 
     name: str
     value: float
     aim: float
+    least: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return its fields and whether it is met."""
-        return {**asdict(self), "value": round(self.value, 3), "met": self.value <= self.aim}
+        met = self.value >= self.aim if self.least else self.value <= self.aim
+        return {**asdict(self), "value": round(self.value, 3), "met": met}
 
 
 @dataclass
@@ -95,8 +97,8 @@ class Report:
         print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))
         rows = [_row(name, figure) for name, figure in self.figures.items()]
         print_table(("figure", "median", "low … high", "processes"), rows)
-        print_table(("ratio: how many times ours", ""), [(name, f"{ratio:.2f} ×") for name, ratio in self.ratios.items()])
-        print_table(("aim", "is", "at most", ""), [_aim_row(aim) for aim in self.aims])
+        print_table(("ratio", ""), [(name, f"{ratio:.2f} ×") for name, ratio in self.ratios.items()])
+        print_table(("aim", "is", "should be", ""), [_aim_row(aim) for aim in self.aims])
         print_table(("not measured", "because"), list(self.skipped.items()))
         print(json.dumps(self.to_json(machine)), flush=True)
 
@@ -118,7 +120,7 @@ def _row(name: str, figure: Figure) -> tuple[str, ...]:
 
 
 def _aim_row(aim: Aim) -> tuple[str, ...]:
-    return aim.name, f"{aim.value:.4g}", f"{aim.aim:g}", "met" if aim.to_json()["met"] else "MISSED"
+    return aim.name, f"{aim.value:.4g}", f"{'≥' if aim.least else '≤'} {aim.aim:g}", "met" if aim.to_json()["met"] else "MISSED"
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 import cloudai
-from cloudai import CheckpointPolicy, DriftPolicy, ServerLimits, cli, errors, settings
+from cloudai import DriftPolicy, ServerLimits, cli, errors, settings
 from cloudai.artifacts.store import Store
 from cloudai.serving.router import RouterOptions
 from cloudai.specs.monitoring import MonitorSpec
@@ -161,7 +161,6 @@ def test_the_numbers_on_the_pages_are_those_of_the_code():
         "docs/how-to/keep-artifacts-on-s3.md": [
             f"{Store('memory://x').patience:g} seconds in a notebook, {WORKER_PATIENCE / 60:g} minutes in a worker"
         ],
-        "docs/explanation/exactness.md": [f"{CheckpointPolicy().every:g} seconds by default"],
     }
     pieces = [(page, piece) for page, found in said.items() for piece in found]
     assert MonitorSpec().every == 300

@@ -138,6 +138,12 @@ def test_ranks_share_each_batch_without_overlap(tmp_path):
         def any(self, flag):
             return flag
 
+        def state(self, module, optimizer):
+            return module.state_dict(), optimizer.state_dict()
+
+        def device(self, spec):
+            return torch.device("cpu")
+
         def wrap(self, module):
             return module
 
@@ -181,7 +187,8 @@ def test_a_metric_must_be_a_finite_number(tmp_path, value, message):
 
 
 def test_a_stop_is_no_exception_that_a_user_would_catch(tmp_path):
-    context = Context(spec(), None, Checkpoints(Store(str(tmp_path)), 1), stop_reason=lambda: "told by SIGTERM")
+    what = spec().model_copy(update={"work": Work(kind="function", entry="module:function")})
+    context = Context(what, None, Checkpoints(Store(str(tmp_path)), 1), stop_reason=lambda: "told by SIGTERM")
     with pytest.raises(Stopped, match="told by SIGTERM"):
         try:
             context.report({"loss": 1.0})

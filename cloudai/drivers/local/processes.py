@@ -140,6 +140,7 @@ class Processes:
             return
         group = self._group(key, process.pid)
         self.signal(key, signal.SIGTERM)
+        self.signal(key, signal.SIGCONT)  # one that was stopped would not hear the other
         deadline = time.monotonic() + grace
         while time.monotonic() < deadline and (now := self.look(key)) is not None and now.alive:
             time.sleep(0.02)

@@ -1,0 +1,287 @@
+"""Data larger than memory: rows that are read while they are trained on, in an order that follows from the seed alone.
+
+A file is read in pieces: the row groups of a parquet file, or a csv or jsonl file as a whole. Of each piece come chunks of
+rows. An epoch draws an order of the pieces, reads some of them in turns, and mixes the rows of a window of chunks; batches are
+cut from that. So memory holds two windows, whatever the data's size, and every attempt sees the same batches in the same order.
+
+Which rows are held back to measure the model is drawn chunk by chunk from the seed and the chunk's position, so it does not
+depend on what has been read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from cloudai.errors import DataError
+from cloudai.specs.training import Loop, Source
+from cloudai.training.data import assembled
+from cloudai.training.examples import Supervised
+from cloudai.training.pieces import CHUNK, Piece, Reader, pieces_of
+
+__all__ = ["Stream"]
+
+_TURNS = 4
+"""So many pieces are read in turns, so that a batch does not come from one file alone."""
+_WINDOW = 16
+"""Chunks whose rows are mixed."""
+_MEASURED = 1024
+"""Rows that are measured together."""
+
+Columns = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some rows of a piece, of which some are held back."""
+
+    reader: Reader
+    start: int
+    rows: int
+    table: Any
+    """Its rows, where they had to be read to count them."""
+    held: int
+
+    def read(self, *, held: bool, seed: int) -> Columns:
+        """Return the rows that are held back, or the others, in the order of the file."""
+        columns = self.reader.read(self.start, self.table)
+        piece = self.reader.piece
+        drawn = np.random.default_rng([seed, piece.file, piece.first + self.start]).permutation(self.rows)
+        chosen = np.sort(drawn[: self.held] if held else drawn[self.held :])
+        return {name: column[chosen] for name, column in columns.items()}
+
+
+class Stream:
+    """The rows of files, batch by batch: what a loop takes where they do not fit into memory.
+
+    Parameters
+    ----------
+    source : Source
+        The files, and what is taken from them.
+    loop : Loop
+        The size of a batch, the share held back, the loss.
+    seed : int
+        What order and held-back rows are drawn from.
+    rank, world_size : int
+        Which worker this is, and of how many.
+    device : torch.device
+        Where the module is.
+    patience : float
+        For how many seconds a place that does not answer is tried again.
+
+    Notes
+    -----
+    Of parquet each worker reads pieces of its own, as long as there are enough; what one has more than another is left out,
+    other rows in each epoch. Of csv and jsonl, where nobody knows how many rows there are, every worker reads all files and
+    takes its own rows of each batch.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        loop: Loop,
+        seed: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | None = None,
+        patience: float = 10.0,
+    ) -> None:
+        self._source, self._loop, self._seed, self._device = source, loop, seed, device
+        self._rank, self._world = rank, world_size
+        self._patience = patience
+        self._pieces = pieces_of(source, patience)
+        self._counted = all(piece.rows is not None for piece in self._pieces)
+        self._train = [self._rows_to_train(piece) for piece in self._pieces] if self._counted else []
+        if self._counted and not sum(self._train):
+            raise DataError("no row is left to train on", fix="give more rows, or lower validation=")
+        self._sharded = world_size > 1 and self._counted and self._fewest(0) > 0
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """How many batches an epoch has; None where that is not known before it is over (csv and jsonl).
+
+        With several workers that read parquet it may differ from epoch to epoch by what is left out, so it is None there too.
+        """
+        if not self._counted or self._sharded:
+            return None
+        return _batches(sum(self._train), self._loop.batch_size, self._world)
+
+    def batches(self, epoch: int, skip: int = 0) -> Iterator[Supervised]:
+        """Yield this worker's part of each batch of an epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            From 0; each has an order of its own.
+        skip : int
+            How many batches to leave out at the beginning. Of parquet they are not read, but for those of the same row group.
+
+        Raises
+        ------
+        DataError
+            If a file is not what it was when the run was asked for, or holds something that is no number.
+        StoreError
+            If a place cannot be reached.
+        """
+        if self._sharded:
+            order = self._order(epoch)[self._rank :: self._world]
+            count = self._fewest(epoch)
+            whole = self._cut(epoch, order, self._loop.batch_size // self._world, skip, spare=0)
+            return map(self._examples, islice(whole, max(0, count - skip)))
+        whole = self._cut(epoch, self._order(epoch), self._loop.batch_size, skip, spare=2 * self._world)
+        return map(self._examples, map(self._share, whole))
+
+    def measure(self, module: torch.nn.Module) -> dict[str, float]:
+        """Return metrics of the rows held back, of a module that is in evaluation mode; they are read for it."""
+        total, count = {}, 0  # type: dict[str, float], int
+        for columns in self._held():
+            examples = self._examples(columns)
+            for name, value in examples.measure(module, torch.arange(len(examples))).items():
+                total[name] = total.get(name, 0.0) + value * len(examples)
+            count += len(examples)
+        return {name: value / count for name, value in total.items()}
+
+    def sample(self, rows: int) -> dict[str, np.ndarray]:
+        """Return the first rows that are trained on, as arrays of ``inputs`` and ``targets``; in every attempt the same."""
+        found: list[Columns] = []
+        for columns in self._cut(0, self._order(0), min(rows, CHUNK), 0, spare=0):
+            found.append(columns)
+            if sum(map(_length, found)) >= rows:
+                break
+        arrays = assembled(_joined(found), self._source).arrays
+        return {name: array[:rows] for name, array in arrays.items()}
+
+    def _examples(self, columns: Columns) -> Supervised:
+        arrays = assembled(columns, self._source).arrays
+        return Supervised(arrays["inputs"], arrays["targets"], self._loop.loss, self._device)
+
+    def _share(self, columns: Columns) -> Columns:
+        """Return this worker's rows of a batch; a last batch is cut so that all have equally many."""
+        count = _length(columns)
+        usable = count - count % self._world if count >= self._world else 0
+        chosen = slice(self._rank, usable, self._world) if usable else slice(0, 1)
+        return {name: column[chosen] for name, column in columns.items()}
+
+    def _rows_to_train(self, piece: Piece) -> int:
+        assert piece.rows is not None
+        starts = range(0, piece.rows, CHUNK)
+        return piece.rows - sum(self._held_of(piece, start, min(CHUNK, piece.rows - start)) for start in starts)
+
+    def _held_of(self, piece: Piece, start: int, rows: int) -> int:
+        """Return how many rows of a chunk are held back: the share of them, rounded up or down by lot."""
+        return int(self._loop.validation * rows + _lot(self._seed, piece.file, piece.first + start))
+
+    def _order(self, epoch: int) -> Sequence[Piece]:
+        drawn = np.random.default_rng([self._seed, epoch]).permutation(len(self._pieces))
+        return [self._pieces[index] for index in drawn]
+
+    def _fewest(self, epoch: int) -> int:
+        """Return how many whole batches the worker with the fewest rows has."""
+        train = dict(zip(self._pieces, self._train, strict=True))
+        order, size = self._order(epoch), self._loop.batch_size // self._world
+        return min(sum(train[piece] for piece in order[rank :: self._world]) // size for rank in range(self._world))
+
+    def _chunks(self, pieces: Sequence[Piece]) -> Iterator[_Chunk]:
+        """Yield the chunks of pieces, of some pieces in turns."""
+        waiting = iter(pieces)
+        turns = [self._chunks_of(piece) for piece in islice(waiting, _TURNS)]
+        while turns:
+            chunks = turns.pop(0)
+            chunk = next(chunks, None)
+            if chunk is not None:
+                yield chunk
+                turns.append(chunks)
+                continue
+            follower = next(waiting, None)
+            if follower is not None:
+                turns.append(self._chunks_of(follower))
+
+    def _chunks_of(self, piece: Piece) -> Iterator[_Chunk]:
+        reader = Reader(self._source, piece, self._patience)
+        for start, rows, table in reader.chunks():
+            yield _Chunk(reader, start, rows, table, self._held_of(piece, start, rows))
+
+    def _windows(self, pieces: Sequence[Piece]) -> Iterator[list[_Chunk]]:
+        chunks = self._chunks(pieces)
+        while window := list(islice(chunks, _WINDOW)):
+            yield window
+
+    def _mixed(self, epoch: int, pieces: Sequence[Piece], skip: int) -> Iterator[Columns]:
+        """Yield the rows to train on, window by window, without the first ones; the next window is read meanwhile."""
+        with ThreadPoolExecutor(1, thread_name_prefix="cloudai-stream") as pool:
+            ahead = iter(self._read_windows(epoch, pieces, skip))
+            coming = pool.submit(next, ahead, None)
+            while (columns := coming.result()) is not None:
+                coming = pool.submit(next, ahead, None)
+                yield columns
+
+    def _read_windows(self, epoch: int, pieces: Sequence[Piece], skip: int) -> Iterator[Columns]:
+        before = 0
+        for number, window in enumerate(self._windows(pieces)):
+            count = sum(chunk.rows - chunk.held for chunk in window)
+            if before + count > skip:
+                columns = _joined([chunk.read(held=False, seed=self._seed) for chunk in window])
+                order = np.random.default_rng([self._seed, epoch, number]).permutation(count)[max(0, skip - before) :]
+                yield {name: column[order] for name, column in columns.items()}
+            before += count
+
+    def _cut(self, epoch: int, pieces: Sequence[Piece], size: int, skip: int, *, spare: int) -> Iterator[Columns]:
+        """Yield batches; a rest of fewer than `spare` rows is part of the last one."""
+        left: Columns | None = None
+        for columns in self._mixed(epoch, pieces, skip * size):
+            rows = columns if left is None else _joined([left, columns])
+            count, begin = _length(rows), 0
+            while count - begin >= size + min(size, spare):
+                yield {name: column[begin : begin + size] for name, column in rows.items()}
+                begin += size
+            left = {name: column[begin:] for name, column in rows.items()}
+        if left is not None and _length(left):
+            yield left
+
+    def _held(self) -> Iterator[Columns]:
+        """Yield the rows held back, in the order of the files, some at once."""
+        found: list[Columns] = []
+        for piece in self._pieces:
+            for chunk in self._chunks_of(piece):
+                if chunk.held:
+                    found.append(chunk.read(held=True, seed=self._seed))
+                if sum(map(_length, found)) >= _MEASURED:
+                    yield _joined(found)
+                    found = []
+        if found:
+            yield _joined(found)
+
+
+def _batches(rows: int, size: int, world: int) -> int:
+    """Return into how many batches `Stream._cut` divides rows."""
+    whole, rest = divmod(rows, size)
+    return max(1, whole + (rest >= 2 * world))
+
+
+def _length(columns: Columns) -> int:
+    return len(next(iter(columns.values())))
+
+
+def _joined(parts: Sequence[Columns]) -> dict[str, Any]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+_MASK = 2**64 - 1
+
+
+def _lot(*numbers: int) -> float:
+    """Return a number from 0 to 1 (exclusive) that follows from some whole numbers (SplitMix64; Steele et al. 2014)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return (state >> 11) / 2**53
