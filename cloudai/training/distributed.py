@@ -186,13 +186,15 @@ class _Fit:
 
     def _train(self, size: int) -> None:
         from ray.train import RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
+        from ray.train.torch import TorchConfig, TorchTrainer
 
         with tempfile.TemporaryDirectory(prefix="cloudai-ray-") as storage:
-            scaling = ScalingConfig(num_workers=size, resources_per_worker=self._cluster.share)
+            on_gpus = self._spec.resources.gpus > 0
+            scaling = ScalingConfig(num_workers=size, use_gpu=on_gpus, resources_per_worker=self._cluster.share)
             TorchTrainer(
                 rank_main,
                 train_loop_config={"spec": self._spec.model_dump_json(), "attempt": self._attempt, "notice": self._notice},
+                torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpus else "gloo"),  # votes lie in memory
                 scaling_config=scaling,
                 # the name is new each time: Ray would silently go on from a snapshot of the same name
                 run_config=RunConfig(name=f"{self._spec.name}-{self._attempt}-{time.time_ns()}", storage_path=storage),

@@ -53,9 +53,9 @@ class Cluster:
         wait_until(self.answers, timeout=120, what="the cluster's dashboard")
 
     def start_node(self, cpus: int) -> subprocess.Popen:
-        """Start another machine; Ray gives up after half a minute, which a busy machine may need, so it is tried again."""
+        """Start another machine; Ray gives up after half a minute, which is little here, so it is tried again."""
         before = self.alive()
-        for _ in range(3):
+        for _ in range(4):
             node = self._start("--address", f"127.0.0.1:{self.port}", cpus=cpus)
             wait_until(lambda: self.alive() > before or node.poll() is not None, timeout=120, what="another node")  # noqa: B023
             if node.poll() is None:
