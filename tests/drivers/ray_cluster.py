@@ -35,6 +35,7 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="cr", dir="/tmp"))  # Ray's sockets lie in it, and their paths must be short
         self.port, self.dashboard = free_port(), free_port()
         self.nodes: list[subprocess.Popen] = []
+        self.sizes: dict[int, int] = {}
 
     @property
     def address(self) -> str:
@@ -63,7 +64,9 @@ class Cluster:
         raise AssertionError((self.folder / f"node-{len(self.nodes) - 1}.log").read_text())
 
     def _start(self, *options: str, cpus: int) -> subprocess.Popen:
-        agent = ["--dashboard-agent-listen-port", str(free_port())]  # all nodes have the same address here
+        # all nodes have the same address here; and Ray gives up where it has to wait for its agents to choose ports
+        names = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port")
+        agent = [word for name in names for word in (f"--{name}", str(free_port()))]
         size = [*agent, "--num-cpus", str(cpus), "--object-store-memory", str(80 * 2**20), "--disable-usage-stats", "--block"]
         log = (self.folder / f"node-{len(self.nodes)}.log").open("wb")
         node = subprocess.Popen(
@@ -71,6 +74,7 @@ class Cluster:
             stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
         self.nodes.append(node)
+        self.sizes[node.pid] = cpus
         return node
 
     def read(self, path: str, token: str | None = None) -> bytes:
@@ -95,11 +99,20 @@ class Cluster:
                     process.kill()
         node.wait(20)
 
+    def have(self, *cpus: int) -> None:
+        """Have a head and machines of these sizes: those that are there, or else new ones."""
+        if self.alive() != len(cpus) + 1 or sorted(cpus) != sorted(self.sizes[node.pid] for node in self.running()):
+            self.kill_machines()
+            for size in cpus:
+                self.start_node(size)
+
+    def running(self) -> list[subprocess.Popen]:
+        return [node for node in self.nodes[1:] if node.poll() is None]
+
     def kill_machines(self) -> None:
         """Let every machine but the head fail."""
-        for node in self.nodes[1:]:
-            if node.poll() is None:
-                self.kill(node)
+        for node in self.running():
+            self.kill(node)
         wait_until(lambda: self.alive() == 1, timeout=120, what="the head to notice")
 
     def stop(self) -> None:
