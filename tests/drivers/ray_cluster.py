@@ -50,18 +50,22 @@ class Cluster:
 
     def start_head(self, cpus: int) -> None:
         dashboard = ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard), "--include-dashboard", "true"]
-        self._start("--head", "--port", str(self.port), "--temp-dir", str(self.folder / "t"), *dashboard, cpus=cpus)
-        wait_until(self.answers, timeout=120, what="the cluster's dashboard")
+        options = ["--head", "--port", str(self.port), "--temp-dir", str(self.folder / "t"), *dashboard]
+        self._until(self.answers, *options, cpus=cpus)
 
     def start_node(self, cpus: int) -> subprocess.Popen:
-        """Start another machine; Ray gives up after half a minute, which is little here, so it is tried again."""
         before = self.alive()
+        return self._until(lambda: self.alive() > before, "--address", f"127.0.0.1:{self.port}", cpus=cpus)
+
+    def _until(self, ready, *options: str, cpus: int) -> subprocess.Popen:
+        """Start a node and wait for it, again where Ray gave up: it does after half a minute, little on a busy machine."""
         for _ in range(4):
-            node = self._start("--address", f"127.0.0.1:{self.port}", cpus=cpus)
-            wait_until(lambda: self.alive() > before or node.poll() is not None, timeout=120, what="another node")  # noqa: B023
+            node = self._start(*options, cpus=cpus)
+            wait_until(lambda: ready() or node.poll() is not None, timeout=120, what="a node")  # noqa: B023
             if node.poll() is None:
                 return node
-        raise AssertionError((self.folder / f"node-{len(self.nodes) - 1}.log").read_text())
+            self.nodes.remove(node)
+        raise AssertionError((self.folder / f"node-{len(self.nodes)}.log").read_text())
 
     def _start(self, *options: str, cpus: int) -> subprocess.Popen:
         # all nodes have the same address here; and Ray gives up where it has to wait for its agents to choose ports
