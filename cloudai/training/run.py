@@ -14,8 +14,8 @@ from cloudai.clock import Clock
 from cloudai.display import Card, Curve, duration
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import JobId
-from cloudai.errors import NotFoundError, NotReadyError, RunFailedError, SpecError
-from cloudai.planning.spending import Spending, spending
+from cloudai.errors import IntegrityError, NotFoundError, NotReadyError, RunFailedError, SpecError, StoreError
+from cloudai.planning.spending import Span, Spending, spending
 from cloudai.specs.confidential import redact
 from cloudai.specs.training import TrainSpec
 from cloudai.state.handles import Handle
@@ -31,7 +31,7 @@ from cloudai.training.performance import Performance
 from cloudai.training.profiling import Trace
 from cloudai.training.tracked import read_note
 
-__all__ = ["Run", "RunStatus"]
+__all__ = ["Run", "RunStatus", "run_spans", "run_spending"]
 
 _POLL = 0.1  # seconds between two looks while waiting
 _POLL_REMOTE = 0.5  # where a look is a request that costs money
@@ -87,24 +87,31 @@ class Run(Handle):
         self._rows: list[Row] = []
         self._worker: Mapping[str, Any] = {}
         self._untracked = ""
+        self._unread = ""
         super().__init__(ledger, record)
 
     def __repr__(self) -> str:
         return f"Run({self.name!r}, phase={self.phase!r})"
 
     def _read(self, record: Record) -> None:
-        self._worker = dict(self._journal.status())
-        self._rows = self._journal.rows(after_status=not record.ended)
-        self._untracked = self._read_untracked(record)
+        """Read the run's folder; where that fails, what was read before stays, and the card says why it is old."""
+        try:
+            worker = dict(self._journal.status())
+            rows = self._journal.rows(after_status=not record.ended)
+            untracked = self._read_untracked(record, worker)
+        except (StoreError, IntegrityError) as error:
+            self._unread = redact(error.what)
+            return
+        self._worker, self._rows, self._untracked, self._unread = worker, rows, untracked, ""
 
-    def _read_untracked(self, record: Record) -> str:
+    def _read_untracked(self, record: Record, worker: Mapping[str, Any]) -> str:
         """Return why the tracker is behind; empty where it is not, or nothing has been reported yet."""
-        if self.spec.tracking == NONE or not self._worker:
+        if self.spec.tracking == NONE or not worker:
             return ""
         if not record.ended:
-            return str(self._worker.get("tracking", ""))
+            return str(worker.get("tracking", ""))
         note = read_note(self._journal.store)
-        if note is None or note.attempt != self._worker.get("attempt"):
+        if note is None or note.attempt != worker.get("attempt"):
             return "it was not told how the run ended"
         return "" if note.complete else note.problem or "it was not told everything"
 
@@ -212,7 +219,12 @@ class Run(Handle):
             raise NotReadyError(f"the run {self.name!r} is {self.phase}: it has no model yet", fix="run.wait() first")
         if self.phase != "succeeded":
             raise self._failure()
-        entry = self._record.status.get("model")
+        entry, parent = self._record.status.get("model"), self._record.desired.get("parent")
+        if entry is not None and parent:
+            raise NotReadyError(
+                f"{self.name!r} is a trial, and its search keeps one model",
+                fix=f"cloudai.attach('run/{parent}').model is the best",
+            )
         if entry is None:
             raise NotReadyError(f"the run {self.name!r} made no model", fix="return a torch.nn.Module from your function")
         return Model.open(entry["uri"], entry["digest"])
@@ -364,8 +376,10 @@ class Run(Handle):
             ("tracked in", self._tracked_in()),
             ("exact", "yes, bit for bit" if self.exact else f"not promised: {self.why_not_exact}"),
         ]
-        note = f"as of {self.age}; cloudai.attach({self.ref!r}) brings it back"
-        return Card(f"Run {self.name}", facts, curves=self._curves(), notes=[note])
+        notes = [f"as of {self.age}; cloudai.attach({self.ref!r}) brings it back"]
+        if self._unread:
+            notes.append(f"its progress may be old: {self._unread}")
+        return Card(f"Run {self.name}", facts, curves=self._curves(), notes=notes)
 
     def _limits_shown(self) -> list[tuple[str, str]]:
         """Return what the card says of budget and deadline: nothing where there are none."""
@@ -395,9 +409,14 @@ class Run(Handle):
 
 def run_spending(record: Record, now: float) -> Spending:
     """Return what a run's record says that it has cost up to `now`, a unix time."""
+    return spending(run_spans(record), now)
+
+
+def run_spans(record: Record) -> list[Span]:
+    """Return when and at which price each attempt of a run was somewhere."""
     attempts: Sequence[Mapping[str, Any]] = record.status.get("attempts", [])
     over = record.updated if record.ended else None
-    return spending(spans_of(attempts, over), now)
+    return spans_of(attempts, over)
 
 
 class _ProgressLine:
