@@ -61,7 +61,7 @@ class Cluster:
         """Start a node and wait for it, again where Ray gave up: it does after half a minute, little on a busy machine."""
         for _ in range(4):
             node = self._start(*options, cpus=cpus)
-            wait_until(lambda: ready() or node.poll() is not None, timeout=120, what="a node")  # noqa: B023
+            wait_until(lambda: ready() or node.poll() is not None, timeout=300, what="a node")  # noqa: B023
             if node.poll() is None:
                 return node
             self.nodes.remove(node)
