@@ -82,6 +82,9 @@ class Needs:
     gpus: int = 0
     gpu_type: str = ""
     workers: int = 1
+    """The fewest workers."""
+    elastic: bool = False
+    """Whether the work may take more of them, and places them itself where that can be."""
 
 
 @dataclass(frozen=True)

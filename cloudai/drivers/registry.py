@@ -42,7 +42,7 @@ __all__ = [
 _GROUP = "cloudai.drivers"
 _BUILT_IN = {
     "local": "cloudai.drivers.local:LocalDriver",
-    "ray": "cloudai.drivers.ray:RayDriver",
+    "ray": "cloudai.drivers.ray.driver:RayDriver",
     "simulated": "cloudai.drivers.simulated:SimulatedDriver",
 }
 _PROTOCOLS = {"train": TrainDriver, "serve": ServeDriver, "telemetry": TelemetryDriver}

@@ -58,7 +58,7 @@ _DIGEST = 64  # hexadecimal digits of a SHA-256
 def needs_of(spec: TrainSpec) -> Needs:
     """Return what a run needs of a place, in a driver's words."""
     wants = spec.resources
-    return Needs(wants.cpus, wants.memory, wants.gpus, wants.gpu_type, spec.scaling.smallest)
+    return Needs(wants.cpus, wants.memory, wants.gpus, wants.gpu_type, spec.scaling.smallest, spec.scaling.is_elastic)
 
 
 def due(ledger: Ledger, record: Record) -> float | None:

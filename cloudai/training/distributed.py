@@ -143,11 +143,13 @@ class _Cluster:
         """Whether so many workers more would be given room within some seconds; they are given back at once."""
         from ray.util.placement_group import placement_group, remove_placement_group
 
-        group = placement_group([self._share] * workers)
-        try:
-            return bool(group.wait(seconds))
-        finally:
-            remove_placement_group(group)
+        with contextlib.suppress(self._ray.exceptions.RayError):  # a cluster that does not answer has none
+            group = placement_group([self._share] * workers)
+            try:
+                return bool(group.wait(seconds))
+            finally:
+                remove_placement_group(group)
+        return False
 
     def notice(self) -> Any:
         """Start the actor through which the ranks hear, on the machine of this process: they end together."""
@@ -186,22 +188,27 @@ class _Fit:
 
     def _train(self, size: int) -> None:
         from ray.train import RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
+        from ray.train.torch import TorchConfig, TorchTrainer
 
         with tempfile.TemporaryDirectory(prefix="cloudai-ray-") as storage:
-            scaling = ScalingConfig(num_workers=size, resources_per_worker=self._cluster.share)
+            on_gpus = self._spec.resources.gpus > 0
+            scaling = ScalingConfig(num_workers=size, use_gpu=on_gpus, resources_per_worker=self._cluster.share)
             TorchTrainer(
                 rank_main,
                 train_loop_config={"spec": self._spec.model_dump_json(), "attempt": self._attempt, "notice": self._notice},
+                torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpus else "gloo"),  # votes lie in memory
                 scaling_config=scaling,
                 # the name is new each time: Ray would silently go on from a snapshot of the same name
                 run_config=RunConfig(name=f"{self._spec.name}-{self._attempt}-{time.time_ns()}", storage_path=storage),
             ).fit()
 
     def _ask(self, method: Any) -> Any:
+        """Return what the notice says; None where it does not answer."""
         import ray
 
-        return ray.get(method.remote(), timeout=10)
+        with contextlib.suppress(ray.exceptions.RayError):
+            return ray.get(method.remote(), timeout=10)
+        return None
 
     def _watch(self, size: int) -> None:
         """Tell the ranks when they should end: the worker was told so, or there is room for more of them."""
@@ -218,9 +225,7 @@ class _Fit:
 
     def _may_grow(self, size: int) -> bool:
         larger = [more for more in sizes_of(self._spec) if more > size]
-        if not larger or not self._ask(self._notice.begun):
-            return False
-        return self._cluster.has_room(larger[0] - size, _ROOM_NOW)
+        return bool(larger and self._ask(self._notice.begun) and self._cluster.has_room(larger[0] - size, _ROOM_NOW))
 
     def _tell(self, reason: str) -> None:
         """Let the ranks write a checkpoint at a common step and end; where none has begun, end at once."""

@@ -35,6 +35,7 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="cr", dir="/tmp"))  # Ray's sockets lie in it, and their paths must be short
         self.port, self.dashboard = free_port(), free_port()
         self.nodes: list[subprocess.Popen] = []
+        self.sizes: dict[int, int] = {}
 
     @property
     def address(self) -> str:
@@ -49,21 +50,27 @@ class Cluster:
 
     def start_head(self, cpus: int) -> None:
         dashboard = ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard), "--include-dashboard", "true"]
-        self._start("--head", "--port", str(self.port), "--temp-dir", str(self.folder / "t"), *dashboard, cpus=cpus)
-        wait_until(self.answers, timeout=120, what="the cluster's dashboard")
+        options = ["--head", "--port", str(self.port), "--temp-dir", str(self.folder / "t"), *dashboard]
+        self._until(self.answers, *options, cpus=cpus)
 
     def start_node(self, cpus: int) -> subprocess.Popen:
-        """Start another machine; Ray gives up after half a minute, which a busy machine may need, so it is tried again."""
         before = self.alive()
-        for _ in range(3):
-            node = self._start("--address", f"127.0.0.1:{self.port}", cpus=cpus)
-            wait_until(lambda: self.alive() > before or node.poll() is not None, timeout=120, what="another node")  # noqa: B023
+        return self._until(lambda: self.alive() > before, "--address", f"127.0.0.1:{self.port}", cpus=cpus)
+
+    def _until(self, ready, *options: str, cpus: int) -> subprocess.Popen:
+        """Start a node and wait for it, again where Ray gave up: it does after half a minute, little on a busy machine."""
+        for _ in range(4):
+            node = self._start(*options, cpus=cpus)
+            wait_until(lambda: ready() or node.poll() is not None, timeout=300, what="a node")  # noqa: B023
             if node.poll() is None:
                 return node
-        raise AssertionError((self.folder / f"node-{len(self.nodes) - 1}.log").read_text())
+            self.nodes.remove(node)
+        raise AssertionError((self.folder / f"node-{len(self.nodes)}.log").read_text())
 
     def _start(self, *options: str, cpus: int) -> subprocess.Popen:
-        agent = ["--dashboard-agent-listen-port", str(free_port())]  # all nodes have the same address here
+        # all nodes have the same address here; and Ray gives up where it has to wait for its agents to choose ports
+        names = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port")
+        agent = [word for name in names for word in (f"--{name}", str(free_port()))]
         size = [*agent, "--num-cpus", str(cpus), "--object-store-memory", str(80 * 2**20), "--disable-usage-stats", "--block"]
         log = (self.folder / f"node-{len(self.nodes)}.log").open("wb")
         node = subprocess.Popen(
@@ -71,6 +78,7 @@ class Cluster:
             stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
         self.nodes.append(node)
+        self.sizes[node.pid] = cpus
         return node
 
     def read(self, path: str, token: str | None = None) -> bytes:
@@ -95,11 +103,20 @@ class Cluster:
                     process.kill()
         node.wait(20)
 
+    def have(self, *cpus: int) -> None:
+        """Have a head and machines of these sizes: those that are there, or else new ones."""
+        if self.alive() != len(cpus) + 1 or sorted(cpus) != sorted(self.sizes[node.pid] for node in self.running()):
+            self.kill_machines()
+            for size in cpus:
+                self.start_node(size)
+
+    def running(self) -> list[subprocess.Popen]:
+        return [node for node in self.nodes[1:] if node.poll() is None]
+
     def kill_machines(self) -> None:
         """Let every machine but the head fail."""
-        for node in self.nodes[1:]:
-            if node.poll() is None:
-                self.kill(node)
+        for node in self.running():
+            self.kill(node)
         wait_until(lambda: self.alive() == 1, timeout=120, what="the head to notice")
 
     def stop(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import cloudai
 from cloudai.drivers.protocols import Job, JobId, Needs
-from cloudai.drivers.ray import RayDriver
+from cloudai.drivers.ray.driver import RayDriver
 from cloudai.errors import CloudAIError, PlacementError
 from tests.conftest import wait_until
 from tests.drivers.ray_cluster import Cluster
@@ -22,11 +22,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A head without cores and one machine with two, so that work is never on the head."""
+    """A head without cores, so that work is never on the head; each test says which machines it has beside it."""
     made = Cluster()
     try:
         made.start_head(cpus=0)
-        made.start_node(cpus=2)
         yield made
     finally:
         made.stop()
@@ -60,6 +59,7 @@ def ended(run, timeout=400):
 
 
 def test_the_job_has_this_very_cloudai(on_ray):
+    on_ray.have(2)
     driver, code = RayDriver(), "import cloudai; print('from', cloudai.__file__)"
     offer = next(iter(driver.offers(Needs())))
     job = driver.submit(Job("which", ("-c", code)), offer, key="which")
@@ -67,6 +67,7 @@ def test_the_job_has_this_very_cloudai(on_ray):
 
 
 def test_a_run_is_followed_and_ends_as_one_on_this_machine(on_ray):
+    on_ray.have(2)
     run = train("followed")
     lines = list(itertools.islice(run.logs(follow=True), 3))
     assert lines
@@ -78,6 +79,7 @@ def test_a_run_is_followed_and_ends_as_one_on_this_machine(on_ray):
 
 
 def test_a_cancelled_run_keeps_its_last_checkpoint(on_ray):
+    on_ray.have(2)
     run = train("cancelled", epochs=100_000, checkpoint=cloudai.CheckpointPolicy(every="10m"))
     at_step(run, 20)
     run.cancel()
@@ -87,6 +89,7 @@ def test_a_cancelled_run_keeps_its_last_checkpoint(on_ray):
 
 
 def test_what_can_never_fit_is_refused_and_what_is_busy_waits(on_ray):
+    on_ray.have(2)
     run = train("huge", resources=cloudai.Resources(cpus=64))
     assert ended(run, 60) == "rejected"
     assert "64 cores" in run.status.reason
@@ -119,6 +122,7 @@ def test_without_the_token_nobody_gets_in(on_ray, monkeypatch):
 
 
 def test_a_machine_that_dies_costs_time_and_not_a_bit(on_ray):
+    on_ray.have(2)
     run = train("hurt", epochs=300)
     checkpointed(run)
     on_ray.kill_machines()
@@ -131,9 +135,7 @@ def test_a_machine_that_dies_costs_time_and_not_a_bit(on_ray):
 
 
 def test_ranks_on_two_machines_come_back_when_one_dies(on_ray):
-    on_ray.kill_machines()
-    for _ in range(2):
-        on_ray.start_node(cpus=1)
+    on_ray.have(1, 1)
     calm = train("calm-two", epochs=60, num_workers=2)
     assert ended(calm) == "succeeded", calm.status
     run = train("hurt-two", epochs=60, num_workers=2)
@@ -147,8 +149,7 @@ def test_ranks_on_two_machines_come_back_when_one_dies(on_ray):
 
 
 def test_an_elastic_run_goes_on_with_what_there_is(on_ray):
-    on_ray.kill_machines()
-    on_ray.start_node(cpus=1)
+    on_ray.have(1)
     scaling = cloudai.ScalingPolicy(num_workers=(1, 2), check_every="3s")
     run = train("elastic", epochs=1500, scaling=scaling)
     checkpointed(run)

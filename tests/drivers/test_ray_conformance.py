@@ -7,7 +7,7 @@ import contextlib
 import psutil
 import pytest
 
-from cloudai.drivers.ray import RayDriver
+from cloudai.drivers.ray.driver import RayDriver
 from cloudai.testing import Bench, TrainDriverConformance
 from tests.drivers.ray_cluster import Cluster
 

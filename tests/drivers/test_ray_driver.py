@@ -14,9 +14,8 @@ import pytest
 import cloudai
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import Job, JobId, Needs
-from cloudai.drivers.ray import RayDriver
 from cloudai.drivers.ray.api import RefusedError, check_address, token
-from cloudai.drivers.ray.driver import is_here, job_request, job_status, submission_of, versions_differ
+from cloudai.drivers.ray.driver import RayDriver, is_here, job_request, job_status, submission_of, versions_differ
 from cloudai.drivers.ray.launch import ENVIRONMENT, packed
 from cloudai.drivers.ray.package import package
 from cloudai.errors import DriverError, PlacementError, SpecError, StoreError
@@ -71,8 +70,9 @@ def test_one_worker_is_the_job_itself_and_several_are_placed_by_ray_train():
     assert "B" not in env
     assert env[ENVIRONMENT] == packed({"B": "$HOME"})
     assert "$" not in env[ENVIRONMENT]
-    many = job_request(Job("j.1", ("x",), needs=Needs(workers=2)), "id")
-    assert not [name for name in many if name.startswith("entrypoint_")]
+    for several in (Needs(workers=2), Needs(elastic=True)):
+        many = job_request(Job("j.1", ("x",), needs=several), "id")
+        assert not [name for name in many if name.startswith("entrypoint_")]
 
 
 def test_the_package_is_this_cloudai_and_the_same_each_time():
@@ -148,7 +148,7 @@ def test_a_store_that_the_cluster_cannot_reach_is_refused_before_anything_is_wri
 
 
 def test_nothing_of_ray_is_imported_for_it():
-    code = "import sys, cloudai.drivers.ray; print([m for m in sys.modules if m == 'ray' or m.startswith('ray.')])"
+    code = "import sys, cloudai.drivers.ray.driver; print([m for m in sys.modules if m == 'ray' or m.startswith('ray.')])"
     import subprocess
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

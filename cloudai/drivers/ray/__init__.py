@@ -1,5 +1,4 @@
-"""The driver of an existing Ray cluster: jobs through its Jobs API, and nothing of Ray imported here."""
+"""The driver of an existing Ray cluster: jobs through its Jobs API, and nothing of Ray imported here.
 
-from cloudai.drivers.ray.driver import RayDriver
-
-__all__ = ["RayDriver"]
+Nothing is imported here at all: each job begins with `cloudai.drivers.ray.launch`.
+"""

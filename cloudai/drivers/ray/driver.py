@@ -249,7 +249,7 @@ def job_request(job: Job, submission: str) -> dict[str, Any]:
         "runtime_env": {"working_dir": package().uri, "env_vars": env},
         "metadata": {"cloudai": job.name},
     }
-    if job.needs.workers > 1:
+    if job.needs.workers > 1 or job.needs.elastic:
         return request
     share = share_of(job.needs)
     named = {"CPU": "entrypoint_num_cpus", "GPU": "entrypoint_num_gpus", "memory": "entrypoint_memory"}
