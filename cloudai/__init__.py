@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cloudai import drivers, errors, settings, widgets
-    from cloudai._api import attach, cleanup, costs, deploy, load_model, monitor, plan, ps, train
+    from cloudai._api import attach, benchmark, cleanup, costs, deploy, load_model, monitor, plan, ps, train
     from cloudai.artifacts.model import Model
+    from cloudai.benchmarking.benchmark import Benchmark
     from cloudai.monitoring.decide import Decision
     from cloudai.monitoring.monitor import Monitor
     from cloudai.planning.plan import Plan
     from cloudai.serving.deployment import Deployment
     from cloudai.specs.limits import Budget
     from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy
-    from cloudai.specs.resources import Resources
+    from cloudai.specs.resources import Resources, ScalingPolicy
     from cloudai.specs.search import Search, choice, integers, log_uniform, uniform
     from cloudai.specs.serving import ServerLimits
+    from cloudai.specs.texts import Lora
     from cloudai.specs.training import CheckpointPolicy
     from cloudai.training.context import Context
     from cloudai.training.run import Run
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Benchmark": "cloudai.benchmarking.benchmark",
     "Budget": "cloudai.specs.limits",
     "CheckpointPolicy": "cloudai.specs.training",
     "Context": "cloudai.training.context",
@@ -40,17 +43,20 @@ _WHERE = {
     "DecisionPolicy": "cloudai.specs.monitoring",
     "Deployment": "cloudai.serving.deployment",
     "DriftPolicy": "cloudai.specs.monitoring",
+    "Lora": "cloudai.specs.texts",
     "Model": "cloudai.artifacts.model",
     "Monitor": "cloudai.monitoring.monitor",
     "Plan": "cloudai.planning.plan",
     "Resources": "cloudai.specs.resources",
     "Run": "cloudai.training.run",
+    "ScalingPolicy": "cloudai.specs.resources",
     "Schedule": "cloudai.training.schedule",
     "Search": "cloudai.specs.search",
     "ServerLimits": "cloudai.specs.serving",
     "Table": "cloudai.training.tables",
     "attach": "cloudai._api",
     "choice": "cloudai.specs.search",
+    "benchmark": "cloudai._api",
     "cleanup": "cloudai._api",
     "costs": "cloudai._api",
     "deploy": "cloudai._api",
@@ -69,6 +75,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "Benchmark",
     "Budget",
     "CheckpointPolicy",
     "Context",
@@ -76,16 +83,19 @@ __all__ = [
     "DecisionPolicy",
     "Deployment",
     "DriftPolicy",
+    "Lora",
     "Model",
     "Monitor",
     "Plan",
     "Resources",
     "Run",
+    "ScalingPolicy",
     "Schedule",
     "Search",
     "ServerLimits",
     "Table",
     "attach",
+    "benchmark",
     "choice",
     "cleanup",
     "costs",

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 from cloudai import settings
+from cloudai.artifacts.filesystems import is_local
 from cloudai.artifacts.known import find_model
 from cloudai.artifacts.model import Model
 from cloudai.artifacts.store import Store
+from cloudai.benchmarking.benchmark import Benchmark, prepare_benchmark
 from cloudai.display import nearest
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import Driver, Needs, Offer
-from cloudai.errors import DriverError, MissingExtraError, NotReadyError, SpecError
+from cloudai.errors import DriverError, MissingExtraError, NotReadyError, SpecError, StoreError
 from cloudai.inventory import Cleanup, Inventory, Ledgered
 from cloudai.monitoring.monitor import Monitor
 from cloudai.monitoring.monitor import advance as advance_monitor
@@ -41,6 +43,7 @@ from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.schedule import ScheduleSpec
 from cloudai.specs.search import Search
 from cloudai.specs.serving import DeploySpec, ServerLimits
+from cloudai.specs.texts import Lora, Task, TextTask
 from cloudai.specs.training import CheckpointPolicy, FailurePolicy, Loop, TrainSpec, Work
 from cloudai.state.leader import ensure_supervisor
 from cloudai.state.ledger import Ledger, Record, open_ledger
@@ -59,7 +62,20 @@ from cloudai.training.search.trials import is_search, parent_of, trial_specs
 from cloudai.training.tables import check_reach
 from cloudai.training.work import Prepared, base_name, loop_defaults, prepare
 
-__all__ = ["advance", "attach", "cleanup", "costs", "deploy", "due", "load_model", "monitor", "plan", "ps", "train"]
+__all__ = [
+    "advance",
+    "attach",
+    "benchmark",
+    "cleanup",
+    "costs",
+    "deploy",
+    "due",
+    "load_model",
+    "monitor",
+    "plan",
+    "ps",
+    "train",
+]
 
 
 class TrainOptions(TypedDict, total=False):
@@ -74,7 +90,8 @@ class TrainOptions(TypedDict, total=False):
     model_name: str | None
     config: Mapping[str, Any]
     seed: int
-    num_workers: int
+    num_workers: int | tuple[int, int]
+    scaling: ScalingPolicy
     resources: Resources
     spot_policy: Literal["on-demand", "spot"]
     checkpoint: CheckpointPolicy
@@ -96,6 +113,10 @@ class TrainOptions(TypedDict, total=False):
     precision: Literal["float32", "bfloat16", "auto"]
     validation: float
     max_length: int
+    task: Task
+    lora: Lora
+    gradient_checkpointing: bool
+    max_new_tokens: int
 
 
 class DeployOptions(TypedDict, total=False):
@@ -164,7 +185,7 @@ def train(
     ----------
     work : callable, torch.nn.Module, pretrained model or Plan
         A function of a `cloudai.Context` that returns the trained module, a module to be trained by the built-in loop, a
-        model of transformers to be trained on texts and labels (a name on the Hugging Face hub, a folder, or
+        model of transformers to be trained on texts (a name on the Hugging Face hub, a folder, or
         ``(model or config, tokenizer)``), or what `plan` returned.
     data : optional
         ``(inputs, targets)`` as arrays, tensors or data frames, a torch dataset of such pairs, or a Hugging Face dataset. It
@@ -178,13 +199,16 @@ def train(
         Of the schedule, such as ``"Europe/Berlin"``; by default UTC.
     **options
         ``name`` (of the run; by default one is made up), ``model_name``, ``on`` (the driver, ``"local"``), ``config`` (for
-        your function), ``seed``, ``num_workers``, ``resources``, ``spot_policy`` (``"spot"`` for machines that may be taken
+        your function), ``seed``, ``num_workers`` (or ``(min, max)``), ``scaling`` (a `ScalingPolicy`, for more than the
+        number), ``resources``, ``spot_policy`` (``"spot"`` for machines that may be taken
         away, at a lower price), ``checkpoint``, ``max_failures`` (how often a killed worker comes back), ``hang`` (after how
         long without a step it is ended, to come back), ``budget`` (a `Budget`) and ``deadline`` (``"2h"`` from now, or a
         datetime with its time zone), at which it stops with a checkpoint, ``lease`` (how long it goes on when no live
         handle renews it; ``None`` for ever). For a module also ``loss``, ``optimizer``, ``lr``, ``lr_schedule``,
         ``warmup``, ``weight_decay``, ``max_grad_norm``, ``epochs``, ``batch_size``, ``micro_batch``, ``precision``,
-        ``validation``; for a pretrained model also ``max_length``.
+        ``validation``; for a pretrained model also ``max_length``, ``task`` (``"text-classification"``,
+        ``"token-classification"``, ``"question-answering"``, ``"causal-lm"``, ``"embeddings"``), ``lora`` (a `Lora`),
+        ``gradient_checkpointing``, and for ``"causal-lm"`` ``max_new_tokens``.
 
     Returns
     -------
@@ -292,6 +316,75 @@ def monitor(
     return Monitor(ledger, record)
 
 
+def benchmark(
+    workload: str,
+    *,
+    mode: Literal["window", "full"] = "window",
+    device: Literal["auto", "cpu", "gpu"] = "auto",
+    price_per_hour: float | str | None = None,
+    seconds: float = 60.0,
+    model: str = "",
+    data: Any = None,
+    on: str = "local",
+    name: str | None = None,
+    resources: Resources | None = None,
+    lease: str | float | None = None,
+) -> Benchmark:
+    """Measure a frozen workload on a machine, beside published platforms, and return the benchmark's handle at once.
+
+    Parameters
+    ----------
+    workload : str
+        Such as ``"bert-large-squad"``, or ``"bert-large-squad@1"`` for a version.
+    mode : str
+        ``"window"`` measures some steps and extrapolates the hours of the whole workload; ``"full"`` trains on your data to the
+        end, with F1 and exact match.
+    device : str
+        ``"auto"`` takes a GPU where there is one.
+    price_per_hour : float or str, optional
+        What an hour costs, in the currency of the settings, or the name of a machine with a published price, such as
+        ``"Standard_NC40ads_H100_v5"``. By default what the place costs; where nobody says, the cost is left blank.
+    seconds : float
+        The longest time of a window.
+    model, data : optional
+        Of a full run: a folder or name of a pretrained model of the workload's architecture, and the paths of
+        ``train-v1.1.json`` and ``dev-v1.1.json`` of SQuAD.
+    on, name, resources, lease : optional
+        As for `train`; by default all cores of this machine.
+
+    Returns
+    -------
+    Benchmark
+        It goes on when this process ends; ``benchmark.wait().result`` is the table.
+
+    Raises
+    ------
+    SpecError
+        If an option is wrong, or the data cannot be read (`DataError`).
+    NotFoundError
+        If there is no such workload, machine or driver.
+    """
+    prepared, spec = prepare_benchmark(
+        workload,
+        mode=mode,
+        device=device,
+        price_per_hour=price_per_hour,
+        seconds=seconds,
+        pretrained=model,
+        data=data,
+        on=on,
+        name=_made_up_name(str(workload).partition("@")[0]) if name is None else name,
+        resources=resources,
+        lease=lease,
+    )
+    if registry.train_driver(on).capabilities.here:
+        _require("benchmarking", "text", "torch", "transformers")
+        check_address(spec.tracking)
+    started = _start_run(prepared, spec)
+    assert isinstance(started, Benchmark)
+    return started
+
+
 def attach(ref: str) -> Run | Deployment | Monitor | Schedule:
     """Bring a handle back, in any process: ``attach("run/digits-3f2a")``, or just the name where it is the only one.
 
@@ -303,7 +396,7 @@ def attach(ref: str) -> Run | Deployment | Monitor | Schedule:
     ledger = open_ledger()
     record = ledger.find(ref)
     handles: dict[str, Callable[[Ledger, Record], Run | Deployment | Monitor | Schedule]] = {
-        "run": Run,
+        "run": _run,
         "search": SearchRun,
         "deployment": Deployment,
         "monitor": Monitor,
@@ -378,14 +471,15 @@ def _train_spec(work: Any, data: Any, options: TrainOptions, search: Search | No
     now = settings.current()
     loop_options = {key: value for key, value in options.items() if key in Loop.model_fields}
     _refuse_unknown("train", options, TrainOptions)
-    loop = Loop.of(**{**loop_defaults(work), **loop_options})
-    tracking = parse_address(now.tracking)
+    text_options = {key: value for key, value in options.items() if key in TextTask.model_fields}
+    loop = Loop.of(**{**loop_defaults(work, text_options), **loop_options})
+    tracking, scaling = parse_address(now.tracking), _scaling(options)
     if registry.train_driver(options.get("on", "local")).capabilities.here:
         _require("training", "train", "torch")
         check_address(tracking)
         if loop_defaults(work):
-            _require("training on texts", "text", "transformers")
-        if options.get("num_workers", 1) != 1:
+            _require("training on texts", "text", "transformers", *(["peft"] if "lora" in text_options else []))
+        if scaling.largest != 1:
             _require("training with several workers", "ray", "ray")
     base = options.get("model_name") or base_name(work)
     spec = TrainSpec.of(
@@ -397,7 +491,7 @@ def _train_spec(work: Any, data: Any, options: TrainOptions, search: Search | No
         loop=loop,
         seed=options.get("seed", 0),
         resources=options.get("resources", Resources()),
-        scaling=ScalingPolicy.of(num_workers=options.get("num_workers", 1)),
+        scaling=scaling,
         checkpoint=options.get("checkpoint", CheckpointPolicy()),
         spot_policy=options.get("spot_policy", "on-demand"),
         failure=FailurePolicy.of(max_failures=options.get("max_failures", 3), hang=options.get("hang")),
@@ -408,11 +502,10 @@ def _train_spec(work: Any, data: Any, options: TrainOptions, search: Search | No
         tracking=tracking,
     )
     refuse_secrets(spec.config, "config")
-    if loop.batch_size % spec.scaling.num_workers:
-        fix = "choose a batch_size that all workers can share equally"
-        raise SpecError(f"batch_size={loop.batch_size} cannot be split over {spec.scaling.num_workers} workers", fix=fix)
     _refuse_spot(spec)
-    prepared = prepare(work, data, loop)
+    _refuse_here_only(spec, now)
+    prepared = prepare(work, data, loop, text_options)
+    _refuse_scaling(spec.scaling, loop, prepared.work)
     if prepared.work.source is not None and not registry.train_driver(spec.on).capabilities.here:
         check_reach(prepared.work.source, spec.on)
     if prepared.work.kind == "function" and loop_options:
@@ -440,6 +533,35 @@ def _refuse_search(search: Any, spec: TrainSpec, options: Mapping[str, Any]) -> 
 def _made_up_name(base: str) -> str:
     """Return a name that is free in all likelihood, and as long as a name may be at most."""
     return f"{str(base)[:58].rstrip('-')}-{secrets.token_hex(2)}"
+
+
+def _scaling(options: TrainOptions) -> ScalingPolicy:
+    """Return over how many workers the run is spread, from either way of saying it."""
+    if "scaling" in options and "num_workers" in options:
+        raise SpecError("num_workers= and scaling= both say how many workers", fix="give scaling=ScalingPolicy(num_workers=…)")
+    scaling = options.get("scaling") or ScalingPolicy.of(num_workers=options.get("num_workers", 1))
+    if not isinstance(scaling, ScalingPolicy):
+        raise SpecError(f"scaling= is a {type(scaling).__name__}", fix="give a cloudai.ScalingPolicy, or num_workers=")
+    return scaling
+
+
+def _refuse_scaling(scaling: ScalingPolicy, loop: Loop, work: Work) -> None:
+    """Raise `SpecError` where a batch cannot be shared equally, or a model cannot be put together again."""
+    if work.kind != "function" and not scaling.sizes(loop.batch_size):
+        fix = "choose a batch_size that all workers can share equally"
+        raise SpecError(f"batch_size={loop.batch_size} cannot be split over {scaling.num_workers} workers", fix=fix)
+    if scaling.strategy == "fsdp" and work.kind != "module":
+        raise SpecError("strategy='fsdp' holds for modules that the built-in loop trains", fix="pass a module, or use 'ddp'")
+
+
+def _refuse_here_only(spec: TrainSpec, now: settings.Settings) -> None:
+    """Raise where no cluster is set, and `StoreError` where a worker could not reach the store, a folder of this machine."""
+    if spec.on == "ray" and not now.ray_address:
+        fix = "set ray_address to its dashboard, such as http://127.0.0.1:8265 (CLOUDAI_RAY_ADDRESS)"
+        raise SpecError("no Ray cluster is set", fix=fix)
+    if registry.train_driver(spec.on).capabilities.elsewhere and is_local(spec.store):
+        fix = "set the store to one that both can reach, such as s3://bucket/cloudai (CLOUDAI_STORE)"
+        raise StoreError(f"workers on {spec.on!r} run on other machines and cannot reach the store {spec.store}", fix=fix)
 
 
 def _refuse_spot(spec: TrainSpec) -> None:
@@ -475,7 +597,11 @@ def _start_run(prepared: Prepared, spec: TrainSpec, search: Search | None = None
     anywhere = not driver.capabilities.here
     record = ledger.create("run", spec.name, spec.model_dump(mode="json"), wanted, anywhere=anywhere)
     ensure_supervisor(ledger.home)
-    return Run(ledger, record) if search is None else SearchRun(ledger, record)
+    return _run(ledger, record) if search is None else SearchRun(ledger, record)
+
+
+def _run(ledger: Ledger, record: Record) -> Run:
+    return (Benchmark if record.spec["work"]["kind"] == "benchmark" else Run)(ledger, record)
 
 
 def _offer_at_once(driver: Driver, needs: Needs, *, spot: bool = False) -> dict[str, Any] | None:

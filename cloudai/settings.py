@@ -43,6 +43,9 @@ class Settings(Shown):
         The currency that prices are written in.
     run_lease, deployment_lease : str
         For how long a run or a local deployment may go on without anybody renewing it, such as ``"24h"``.
+    ray_address : str
+        Where the dashboard of a Ray cluster is, for ``on="ray"``, such as ``http://127.0.0.1:8265``. Its token comes from Ray's
+        own ``RAY_AUTH_TOKEN`` or ``RAY_AUTH_TOKEN_PATH``. Default: no cluster.
     supervisor_idle : str
         After how long without anything to do the supervisor ends itself.
     sources : Mapping[str, str]
@@ -57,6 +60,7 @@ class Settings(Shown):
     currency: str
     run_lease: str
     deployment_lease: str
+    ray_address: str
     supervisor_idle: str
     sources: Mapping[str, str] = field(compare=False)
 
@@ -78,6 +82,7 @@ _DEFAULTS: dict[str, Any] = {
     "currency": "USD",
     "run_lease": "24h",
     "deployment_lease": "12h",
+    "ray_address": "",
     "supervisor_idle": "30s",
 }
 NAMES = tuple(f.name for f in fields(Settings) if f.name != "sources")
@@ -154,7 +159,7 @@ def _read(name: str, value: Any, kind: Callable[[Any], Any], source: str) -> Any
         raise SpecError(
             f"the setting {name!r} cannot be {value!r} (from {source})", fix=f"give a value like {_DEFAULTS[name]!r}"
         ) from None
-    if name in ("store", "tracking") and "@" in str(read):
+    if name in ("store", "tracking", "ray_address") and "@" in str(read):
         from cloudai.specs.confidential import has_credentials
 
         if has_credentials(str(read)):  # it would be copied into jobs, logs and reprs

@@ -35,6 +35,8 @@ RETURNED = {
     "Trials": "cloudai.training.search.run",
     "Trial": "cloudai.training.search.run",
     "ScheduledRun": "cloudai.training.schedule",
+    "BenchmarkResult": "cloudai.benchmarking.result",
+    "Measurement": "cloudai.benchmarking.measurement",
     "Spending": "cloudai.planning.spending",
     "Estimate": "cloudai.planning.estimate",
     "Offer": "cloudai.drivers.protocols",
@@ -58,15 +60,18 @@ OPTIONS = {
     "resources": ("Resources()", "What each worker or replica needs."),
     "checkpoint": ("CheckpointPolicy()", "How often checkpoints are written, and how many are kept."),
     "max_failures": ("3", "How often a run comes back after its worker was killed or lost."),
+    "hang": ("None", "After how long without a step a worker is ended, to come back; by default chosen by the run's own pace."),
+    "budget": ("None", "What it may cost, all attempts together."),
+    "deadline": ("None", "Until when it may go on: a duration from now, or a datetime with its time zone."),
     "lease": (
         "the setting",
         "How long it goes on without a live handle. `None`: a deployment for ever, a run as the setting says.",
     ),
     "loss": ("'cross_entropy'", "Of the built-in loop."),
     "optimizer": ("'adamw'", "Of the built-in loop."),
-    "lr": ("0.001", "The learning rate of the built-in loop; for a pretrained model 5e-05."),
+    "lr": ("0.001", "The learning rate of the built-in loop; for a pretrained model 5e-05 or as its task has it."),
     "weight_decay": ("0.0", "Of the built-in loop's optimiser."),
-    "epochs": ("10", "How often the built-in loop goes through all rows; for a pretrained model 3."),
+    "epochs": ("10", "How often the built-in loop goes through all rows; for a pretrained model 3, for embeddings 1."),
     "limits": ("ServerLimits()", "What one server takes on."),
 }
 """Defaults and meanings of options whose fields in the specs do not say them."""
@@ -415,7 +420,7 @@ def _driver(name: str) -> tuple[str, ...]:
     from cloudai.drivers import registry
 
     factory = registry._load(registry._BUILT_IN[name])  # noqa: SLF001
-    can = getattr(factory, "capabilities", None) or factory().capabilities
+    can = factory().capabilities
     workers = "as many as there are cores" if can.here and can.max_workers == (os.cpu_count() or 1) else str(can.max_workers)
     routing = {"no": "no", "weights": "by weights", "device": "by device"}[can.routing]
     marks = ["yes" if able else "no" for able in (can.train, can.serve, can.telemetry, can.gpu, can.spot)]

@@ -23,11 +23,13 @@ from cloudai.monitoring.drift import Finding, Report
 from cloudai.planning.estimate import Estimate
 from cloudai.planning.plan import Plan
 from cloudai.serving.rollout import Rollout
+from cloudai.specs.limits import Budget
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.schedule import ScheduleSpec, TableSpec
 from cloudai.specs.search import Choice, Range, Search
 from cloudai.specs.serving import DeploySpec, ServerLimits
+from cloudai.specs.texts import Lora, TextTask
 from cloudai.specs.training import CheckpointPolicy, FailurePolicy, Loop, Source, SourceFile, TrainSpec, Work
 from cloudai.state.ledger import Ledger
 from cloudai.statistics.profiles import Profile
@@ -56,13 +58,28 @@ drift = st.builds(DriftPolicy, alarm_rate=st.floats(1e-9, 0.5), min_effect=st.fl
 actions = st.sampled_from(["hold", "retrain", "page"])
 decision_policy = st.builds(DecisionPolicy, on_drift=actions, on_fault=actions, min_share=st.floats(0, 1), cool_down=SECONDS)
 checkpoint = st.builds(CheckpointPolicy, every=SECONDS, keep=st.integers(1, 100))
+workers = st.integers(1, 4096)
+scaling = st.builds(
+    ScalingPolicy,
+    num_workers=workers | st.tuples(workers, workers).map(lambda pair: (min(pair), max(pair))),
+    strategy=st.sampled_from(["ddp", "fsdp"]),
+    check_every=SECONDS,
+)
+budget = st.builds(Budget, amount=st.floats(1e-6, 1e9), currency=st.sampled_from(["USD", "EUR"]), warn_at=st.floats(0.01, 1))
+lora = st.builds(
+    Lora,
+    rank=st.integers(1, 512),
+    alpha=st.floats(1e-3, 1e3),
+    dropout=st.floats(0, 0.99),
+    targets=st.none() | st.lists(TEXT, max_size=2).map(tuple),
+)
 train_spec = st.builds(
     TrainSpec,
     name=NAME,
     model_name=NAME,
     work=st.builds(
         Work,
-        kind=st.sampled_from(["function", "module"]),
+        kind=st.sampled_from(["function", "module", "benchmark"]),
         entry=TEXT,
         code=TEXT,
         source=st.none()
@@ -76,15 +93,18 @@ train_spec = st.builds(
         ),
         rows=st.integers(0, 10**12),
         features=st.lists(TEXT, max_size=3).map(tuple),
+        text=st.builds(TextTask, task=st.sampled_from(["causal-lm", "embeddings"]), lora=st.none() | lora),
     ),
     config=st.dictionaries(TEXT, PLAIN, max_size=3),
     loop=st.builds(Loop, lr=st.floats(1e-12, 10), epochs=st.integers(1, 10**6), validation=st.floats(0, 0.99)),
     seed=st.integers(0, 2**32 - 1),
     resources=resources,
-    scaling=st.builds(ScalingPolicy, num_workers=st.integers(1, 4096)),
+    scaling=scaling,
     spot_policy=st.sampled_from(["on-demand", "spot"]),
     checkpoint=checkpoint,
-    failure=st.builds(FailurePolicy, max_failures=st.integers(0, 100)),
+    failure=st.builds(FailurePolicy, max_failures=st.integers(0, 100), hang=st.none() | st.floats(0.1, 1e6)),
+    budget=st.none() | budget,
+    deadline=st.none() | st.floats(0.1, 1e9) | st.datetimes(datetime(1970, 1, 2), datetime(2200, 1, 1), timezones=st.just(UTC)),
     lease=st.none() | SECONDS,
     store=TEXT,
     tracking=TEXT,
@@ -137,7 +157,10 @@ SPECS = {
     ServerLimits: limits,
     DriftPolicy: drift,
     DecisionPolicy: decision_policy,
+    Budget: budget,
     CheckpointPolicy: checkpoint,
+    ScalingPolicy: scaling,
+    Lora: lora,
     TrainSpec: train_spec,
     DeploySpec: deploy_spec,
     MonitorSpec: monitor_spec,
@@ -188,6 +211,7 @@ plan = st.builds(
 VALUES = {Report: report, Decision: decision, Signature: signature, Rollout: rollout, Plan: plan, Finding: finding}
 
 BY_NAME = {"Run", "Deployment", "Monitor", "Model", "Schedule"}
+BY_NAME = {"Run", "Benchmark", "Deployment", "Monitor", "Model"}
 """Handles come back by their name: `attach`, `load_model`."""
 
 ONLY_THERE = {

@@ -58,6 +58,8 @@ class Capabilities:
     scale_to_zero: bool = False
     here: bool = False
     """It runs on this machine and in this environment, so what it lacks is known at once and a verb can say so."""
+    elsewhere: bool = False
+    """It runs on other machines, which do not see the files of this one: a store that is a folder here is none there."""
 
 
 @dataclass(frozen=True)

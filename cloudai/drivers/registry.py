@@ -40,7 +40,11 @@ __all__ = [
 ]
 
 _GROUP = "cloudai.drivers"
-_BUILT_IN = {"local": "cloudai.drivers.local:LocalDriver", "simulated": "cloudai.drivers.simulated:SimulatedDriver"}
+_BUILT_IN = {
+    "local": "cloudai.drivers.local:LocalDriver",
+    "ray": "cloudai.drivers.ray:RayDriver",
+    "simulated": "cloudai.drivers.simulated:SimulatedDriver",
+}
 _PROTOCOLS = {"train": TrainDriver, "serve": ServeDriver, "telemetry": TelemetryDriver}
 _registered: dict[str, Callable[[], Driver]] = {}
 

@@ -13,10 +13,12 @@ from cloudai.artifacts.model import Model
 from cloudai.display import Card, Table, duration
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import Sample
-from cloudai.errors import DataError, SpecError
+from cloudai.errors import CloudAIError, DataError, LedgerError, SpecError
 from cloudai.monitoring.decide import Decision, decide
 from cloudai.monitoring.drift import Finding, Report
+from cloudai.planning.silence import Silence, asks_again
 from cloudai.serving.deployment import Deployment
+from cloudai.specs.confidential import redacted
 from cloudai.specs.monitoring import MonitorSpec
 from cloudai.state.handles import Handle
 from cloudai.state.ledger import Ledger, Record
@@ -105,8 +107,10 @@ class Monitor(Handle):
         """Show the last window, what was decided, and what counts as drift."""
         windows = self._record.status.get("windows", [])
         reason = self._record.status.get("reason", "")
+        fix = self._record.status.get("fix", "")
         facts = [
             ("phase", self.phase + (f": {reason}" if reason else "")),
+            *([("fix", fix)] if fix else []),
             ("watches", f"{self.deployment.name}, a window every {duration(self.spec.every)}"),
             ("false alarms", f"in at most {self.spec.drift.alarm_rate:.2%} of windows without drift"),
             ("windows", f"{self._record.status.get('count', 0)} so far"),
@@ -121,22 +125,46 @@ class Monitor(Handle):
 
 
 def advance(ledger: Ledger, record: Record) -> None:
-    """Take a monitor one step further: look at the window that has just ended, if one has."""
+    """Take a monitor one step further; what fails is noted, and tried again after a while."""
+    again = asks_again(record.status)
+    if again is not None and ledger.clock.now() < again and not record.desired.get("stop"):
+        return
+    try:
+        _step(ledger, record)
+    except LedgerError:
+        raise  # says nothing about the watch; the next look goes on from what was written
+    except CloudAIError as error:
+        _failed(ledger, record, error)
+
+
+def _failed(ledger: Ledger, record: Record, error: CloudAIError) -> None:
+    """Note why a look failed, and when to try again."""
+    silence = Silence.after(record.status.get("silence"), ledger.clock.now())
+    change = redacted({"reason": error.what, "fix": error.fix, "silence": silence.to_json()})
+    event = f"{change['reason']}; trying again" if record.status.get("reason") != change["reason"] else ""
+    ledger.observe("monitor", record.name, record.phase, change, event=event)
+
+
+def _step(ledger: Ledger, record: Record) -> None:
+    """Look at the window that has just ended, if one has."""
     deployment = ledger.get("deployment", record.spec["deployment"])
     if record.desired.get("stop") or deployment.ended:
         reason = "" if record.desired.get("stop") else f"the deployment {deployment.name!r} is {deployment.phase}"
-        ledger.observe("monitor", record.name, "stopped", {"reason": reason})
+        ledger.observe("monitor", record.name, "stopped", {"reason": reason, "fix": ""})
         return
     spec = MonitorSpec.model_validate(record.spec["policy"])
     if ledger.clock.now() - _last_window(record) < spec.every or not deployment.status.get("url"):
-        if record.phase == "queued":
-            ledger.observe("monitor", record.name, "watching", {})
+        if record.phase == "queued" or record.status.get("silence"):
+            ledger.observe("monitor", record.name, "watching", {"reason": "", "fix": "", "silence": None})
         return
     _look(ledger, record, Deployment(ledger, deployment), spec)
 
 
 def due(ledger: Ledger, record: Record) -> float | None:
     """Return when the present window ends, in unix time; None where nothing answers that could be watched."""
+    again = asks_again(record.status)
+    if again is not None:
+        return again
     deployment = ledger.get("deployment", record.spec["deployment"])
     every = MonitorSpec.model_validate(record.spec["policy"]).every
     return _last_window(record) + every if deployment.status.get("url") else None
@@ -153,7 +181,8 @@ def _look(ledger: Ledger, record: Record, deployment: Deployment, spec: MonitorS
     history = [Decision.from_json(window["decision"]) for window in windows]
     decision = decide(report, spec.decision, history, _utc(until))
     windows.append({"at": until, "until": until, "report": report.to_json(), "decision": decision.to_json()})
-    change = {"windows": windows[-_KEPT_WINDOWS:], "count": record.status.get("count", 0) + 1, "until": until, "reason": ""}
+    change = {"windows": windows[-_KEPT_WINDOWS:], "count": record.status.get("count", 0) + 1, "until": until}
+    change |= {"reason": "", "fix": "", "silence": None}
     event = f"{report.state}: {decision.kind}" if decision.kind != "hold" else ""
     ledger.observe("monitor", record.name, "watching", change, event=event)
 

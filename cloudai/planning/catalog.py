@@ -6,9 +6,11 @@ import csv
 import functools
 from importlib import resources
 
+from cloudai.display import nearest
 from cloudai.drivers.protocols import Needs, Offer
+from cloudai.errors import NotFoundError
 
-__all__ = ["reference_offers"]
+__all__ = ["offer_of", "reference_offers"]
 
 
 @functools.cache
@@ -24,6 +26,26 @@ def reference_offers(needs: Needs) -> list[Offer]:
     for row in sorted(fitting, key=lambda row: float(row["usd_per_hour"])):
         cheapest.setdefault(row["provider"], row)
     return [_offer(row) for row in cheapest.values()]
+
+
+def offer_of(instance: str) -> Offer:
+    """Return the published price of a machine by its name, in the region where it costs least.
+
+    Raises
+    ------
+    NotFoundError
+        If none of that name is listed.
+
+    Examples
+    --------
+    >>> offer_of("Standard_NC6s_v3").price_per_hour
+    3.06
+    """
+    found = [row for row in _rows() if row["instance"] == instance]
+    if not found:
+        fix = nearest(instance, sorted({row["instance"] for row in _rows()}))
+        raise NotFoundError(f"no price is published here for {instance!r}", fix=fix)
+    return _offer(min(found, key=lambda row: float(row["usd_per_hour"])))
 
 
 def _fits(row: dict[str, str], needs: Needs) -> bool:

@@ -62,7 +62,7 @@ def _from_operations(spec: TrainSpec) -> tuple[float, float]:
     rows = spec.work.rows * spec.loop.epochs
     operations = 6.0 * spec.work.parameters * rows
     steps = rows / spec.loop.batch_size
-    cores = spec.resources.cpus * spec.scaling.num_workers
+    cores = spec.resources.cpus * spec.scaling.smallest
     low = operations / (_FLOP_RANGE[1] * cores) + steps * _STEP_OVERHEAD[0] + _START[0]
     high = operations / (_FLOP_RANGE[0] * cores) + steps * _STEP_OVERHEAD[1] + _START[1]
     return low, high

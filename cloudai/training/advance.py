@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -59,7 +58,7 @@ _DIGEST = 64  # hexadecimal digits of a SHA-256
 def needs_of(spec: TrainSpec) -> Needs:
     """Return what a run needs of a place, in a driver's words."""
     wants = spec.resources
-    return Needs(wants.cpus, wants.memory, wants.gpus, wants.gpu_type, spec.scaling.num_workers)
+    return Needs(wants.cpus, wants.memory, wants.gpus, wants.gpu_type, spec.scaling.smallest)
 
 
 def due(ledger: Ledger, record: Record) -> float | None:
@@ -68,17 +67,9 @@ def due(ledger: Ledger, record: Record) -> float | None:
     if again is not None:
         return again
     left, now = ledger.lease_left("run", _leased(record)), ledger.clock.now()
-    moments = _limits_due(record, now) + ([] if left is None else [now + left])
-    return min(moments, default=None)
-
-
-def _limits_due(record: Record, now: float) -> list[float]:
-    """Return when the limits of the present attempt ask for a warning or an end."""
-    attempt = dict(record.status.get("attempts", [{}])[-1])
-    if "limits" not in attempt or "ended" in attempt:
-        return []
-    limits, started = Limits.from_json(attempt["limits"]), attempt.get("started") or now
-    return [at for at in (limits.warns(started), limits.ends(started)) if now < at < math.inf]
+    attempts = record.status.get("attempts", [])
+    moments = Limits.from_json(attempts[-1].get("limits")).moments(attempts[-1], now) if attempts else []
+    return min(moments + ([] if left is None else [now + left]), default=None)
 
 
 def advance(ledger: Ledger, record: Record) -> None:
@@ -268,8 +259,7 @@ class _Advance:
 
     def _ended(self, status: JobStatus) -> None:
         _watches.pop(self._watched, None)
-        ended = status.ended_at or self.ledger.clock.now()
-        self.attempts[-1].update(started=status.started_at, ended=ended, reason=redact(status.reason), billed=status.cost)
+        self._bill(status)
         reader = JournalReader(self.files.folder)
         result, error = reader.result(), reader.error()
         if result is not None:
@@ -286,6 +276,11 @@ class _Advance:
             self.end("cancelled", reason="cancelled")
         else:
             self._come_back(status)
+
+    def _bill(self, status: JobStatus) -> None:
+        """Note when the last attempt ended, why, and what its place says that it has cost."""
+        ended = status.ended_at or self.ledger.clock.now()
+        self.attempts[-1].update(started=status.started_at, ended=ended, reason=redact(status.reason), billed=status.cost)
 
     def _limited(self, status: JobStatus) -> bool:
         """Whether an attempt ended for a limit, by itself or by us."""
@@ -351,6 +346,7 @@ class _Advance:
             "waiting": None,
             "why_not_exact": result["why_not_exact"],
             "model": model,
+            "outcome": result.get("outcome"),
         }
         self._observe("succeeded", change, "")
 
@@ -390,7 +386,9 @@ class _Advance:
         """End the run for an error, and with it what may still run of it: nobody would look after that."""
         if self.attempts and "ended" not in self.attempts[-1]:
             with contextlib.suppress(CloudAIError):
-                self.driver.cancel(JobId(self.attempts[-1]["job"]))
+                job = JobId(self.attempts[-1]["job"])
+                self.driver.cancel(job)
+                self._bill(self.driver.status(job))
         self.end("failed" if self.started else "rejected", reason=error.what, fix=error.fix)
 
     def end(self, phase: str, **status: Any) -> None:

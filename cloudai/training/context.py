@@ -49,6 +49,18 @@ class Group(Protocol):
         """Return the module so that its gradients are averaged over the ranks."""
         ...
 
+    def state(self, module: Any, optimizer: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Return the states of a module and its optimiser, whole on rank 0; all ranks call it."""
+        ...
+
+    def load(self, module: Any, optimizer: Any, model_state: Mapping[str, Any], optimizer_state: Mapping[str, Any]) -> None:
+        """Put back what `state` returned on rank 0; all ranks call it, with all of it."""
+        ...
+
+    def whole(self, module: Any) -> Any:
+        """Return the module with all of its weights, on rank 0; all ranks call it."""
+        ...
+
 
 class Solo:
     """A group of one."""
@@ -69,6 +81,19 @@ class Solo:
         return device_of(spec)
 
     def wrap(self, module: Any) -> Any:
+        """Return the module itself."""
+        return module
+
+    def state(self, module: Any, optimizer: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Return both states."""
+        return module.state_dict(), optimizer.state_dict()
+
+    def load(self, module: Any, optimizer: Any, model_state: Mapping[str, Any], optimizer_state: Mapping[str, Any]) -> None:
+        """Put both states back."""
+        module.load_state_dict(model_state)
+        optimizer.load_state_dict(optimizer_state)
+
+    def whole(self, module: Any) -> Any:
         """Return the module itself."""
         return module
 

@@ -61,13 +61,20 @@ class Journal:
         self._status = {"attempt": attempt, "started": time.time(), **status}
         self._written: Mapping[str, Any] = {}
         self._rows: list[Row] = []
-        self._files = 0
+        self._files = self._written_before()
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cloudai-journal", daemon=True)
         self.flush()
         self._thread.start()
+
+    def _written_before(self) -> int:
+        """Count the files of this attempt: its workers may have been started again with another number of them."""
+        try:
+            return sum(name.startswith(f"{self._attempt:04d}-") for name in self._brief.list("metrics"))
+        except OSError:
+            return 0
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add a row of metrics."""

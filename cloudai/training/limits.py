@@ -141,6 +141,12 @@ class Limits:
         soon = math.inf if self.until is None else self.since + _WARN_AT * (self.until - self.since)
         return min(self._budget_ends(share, started), soon)
 
+    def moments(self, attempt: Mapping[str, Any], now: float) -> list[float]:
+        """Return when an attempt, as it is noted, is to be warned and to be ended: what of that is to come."""
+        started = attempt.get("started") or now
+        both = [] if "ended" in attempt else [self.warns(started), self.ends(started)]
+        return [at for at in both if now < at < math.inf]
+
     def _budget_ends(self, share: float, started: float) -> float:
         if self.budget is None or not self.per_hour:
             return math.inf

@@ -14,7 +14,7 @@ from cloudai.clock import Clock
 from cloudai.display import Card, Curve, duration
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import JobId
-from cloudai.errors import NotFoundError, NotReadyError, RunFailedError, SpecError
+from cloudai.errors import IntegrityError, NotFoundError, NotReadyError, RunFailedError, SpecError, StoreError
 from cloudai.planning.spending import Span, Spending, spending
 from cloudai.specs.confidential import redact
 from cloudai.specs.training import TrainSpec
@@ -87,24 +87,31 @@ class Run(Handle):
         self._rows: list[Row] = []
         self._worker: Mapping[str, Any] = {}
         self._untracked = ""
+        self._unread = ""
         super().__init__(ledger, record)
 
     def __repr__(self) -> str:
         return f"Run({self.name!r}, phase={self.phase!r})"
 
     def _read(self, record: Record) -> None:
-        self._worker = dict(self._journal.status())
-        self._rows = self._journal.rows(after_status=not record.ended)
-        self._untracked = self._read_untracked(record)
+        """Read the run's folder; where that fails, what was read before stays, and the card says why it is old."""
+        try:
+            worker = dict(self._journal.status())
+            rows = self._journal.rows(after_status=not record.ended)
+            untracked = self._read_untracked(record, worker)
+        except (StoreError, IntegrityError) as error:
+            self._unread = redact(error.what)
+            return
+        self._worker, self._rows, self._untracked, self._unread = worker, rows, untracked, ""
 
-    def _read_untracked(self, record: Record) -> str:
+    def _read_untracked(self, record: Record, worker: Mapping[str, Any]) -> str:
         """Return why the tracker is behind; empty where it is not, or nothing has been reported yet."""
-        if self.spec.tracking == NONE or not self._worker:
+        if self.spec.tracking == NONE or not worker:
             return ""
         if not record.ended:
-            return str(self._worker.get("tracking", ""))
+            return str(worker.get("tracking", ""))
         note = read_note(self._journal.store)
-        if note is None or note.attempt != self._worker.get("attempt"):
+        if note is None or note.attempt != worker.get("attempt"):
             return "it was not told how the run ended"
         return "" if note.complete else note.problem or "it was not told everything"
 
@@ -340,8 +347,9 @@ class Run(Handle):
                 try:
                     yield from (redact(entry.text) for entry in driver.logs(JobId(attempt["job"]), follow=follow))
                 except NotFoundError:
-                    continue
-            seen = len(attempts)
+                    if follow and "ended" not in attempt:
+                        break  # it is noted before it is submitted
+                seen += 1
             if not follow or self.ended:
                 return
             self._ledger.clock.pause(_POLL)
@@ -368,8 +376,10 @@ class Run(Handle):
             ("tracked in", self._tracked_in()),
             ("exact", "yes, bit for bit" if self.exact else f"not promised: {self.why_not_exact}"),
         ]
-        note = f"as of {self.age}; cloudai.attach({self.ref!r}) brings it back"
-        return Card(f"Run {self.name}", facts, curves=self._curves(), notes=[note])
+        notes = [f"as of {self.age}; cloudai.attach({self.ref!r}) brings it back"]
+        if self._unread:
+            notes.append(f"its progress may be old: {self._unread}")
+        return Card(f"Run {self.name}", facts, curves=self._curves(), notes=notes)
 
     def _limits_shown(self) -> list[tuple[str, str]]:
         """Return what the card says of budget and deadline: nothing where there are none."""

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     spec = TrainSpec.parse(_job(store, f"runs/{args.run}/{JOB}", args.digest))
     _make_private(spec.tracking)
     stop = StopSignal(args.lease_file, Limits.from_json(args.limits), notices.here())
-    if spec.scaling.num_workers == 1:
+    if spec.scaling.largest == 1:
         from cloudai.training.context import Solo
         from cloudai.training.execution import execute
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 
+import numpy as np
 import psutil
 import pytest
 
@@ -24,8 +27,9 @@ def ranks():
     return found
 
 
-def train(name, epochs=12):
-    return cloudai.train(work.network(), work.data(), name=name, epochs=epochs, num_workers=2, model_name="two", lease="10m")
+def train(name, epochs=12, **options):
+    options = {"num_workers": 2} | options if "scaling" not in options else options
+    return cloudai.train(work.network(), work.data(), name=name, epochs=epochs, model_name="two", lease="10m", **options)
 
 
 def test_two_workers_train_one_model(home):
@@ -61,3 +65,36 @@ def test_a_cancelled_run_leaves_no_process(home):
     wait_until(lambda: run.refresh() or run.ended, timeout=60, what="the end")
     assert run.phase == "cancelled"
     wait_until(lambda: not processes_of(home) or not ranks(), timeout=30, what="the end of the ranks")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_workers_that_are_told_to_stop_write_a_last_checkpoint_first(home):
+    rarely = cloudai.CheckpointPolicy(every="10m")
+    run = train("told", epochs=4000, checkpoint=rarely)
+    wait_until(lambda: run.refresh() or (run.status.step or 0) > 200, timeout=200, what="some steps")
+    before = run.status.checkpoint or 0
+    os.killpg(os.getpgid(run._record.status["attempts"][0]["pid"]), signal.SIGTERM)  # Ray's own processes are in the group
+    wait_until(lambda: run.refresh() or run.status.attempt == 2, timeout=60, what="the next attempt")
+    assert run._record.status["attempts"][0]["reason"] == "killed by SIGTERM"
+    wait_until(lambda: run.refresh() or run.status.resumed_from, timeout=200, what="coming back")
+    assert run.status.resumed_from > max(before, 200)
+    assert "another worker was told to stop" in "".join(run.logs())
+    run.cancel()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_model_in_parts_ends_as_whole_copies_do_and_exactly_over_a_kill(home):
+    inputs = work.data()[0][:64]
+    whole = train("whole", epochs=60).wait(300).model.predict(inputs)
+    parts = cloudai.ScalingPolicy(num_workers=2, strategy="fsdp")
+    calm = train("parts", epochs=60, scaling=parts).wait(300)
+    np.testing.assert_allclose(calm.model.predict(inputs), whole, rtol=1e-3, atol=1e-4)
+    run = train("hurt-parts", epochs=60, scaling=parts)
+    wait_until(lambda: run.refresh() or (run.status.checkpoint or 0) > 1, timeout=200, what="a checkpoint")
+    kill(next(pid for pid in ranks() if pid != run.status.pid))
+    run.wait(400)
+    assert run.status.attempt == 2
+    assert run.exact
+    assert work.weights(run) == work.weights(calm)

@@ -138,6 +138,9 @@ def test_ranks_share_each_batch_without_overlap(tmp_path):
         def any(self, flag):
             return flag
 
+        def state(self, module, optimizer):
+            return module.state_dict(), optimizer.state_dict()
+
         def device(self, spec):
             return torch.device("cpu")
 

@@ -111,7 +111,7 @@ def trial_spec(base: TrainSpec, parameters: Mapping[str, Any], number: int) -> T
     config = {key.removeprefix(_CONFIG): value for key, value in parameters.items() if key.startswith(_CONFIG)}
     options = {key: value for key, value in parameters.items() if not key.startswith(_CONFIG)}
     loop = Loop.of(**{**base.loop.model_dump(), **options})
-    if loop.batch_size % base.scaling.num_workers:
+    if not base.scaling.sizes(loop.batch_size):
         what = f"batch_size={loop.batch_size} cannot be split over {base.scaling.num_workers} workers"
         raise SpecError(what, fix="draw from sizes that all workers can share equally")
     return base.model_copy(
