@@ -31,6 +31,10 @@ _PART = re.compile(
 
 RETURNED = {
     "RunStatus": "cloudai.training.run",
+    "SearchRun": "cloudai.training.search.run",
+    "Trials": "cloudai.training.search.run",
+    "Trial": "cloudai.training.search.run",
+    "ScheduledRun": "cloudai.training.schedule",
     "BenchmarkResult": "cloudai.benchmarking.result",
     "Measurement": "cloudai.benchmarking.measurement",
     "Spending": "cloudai.planning.spending",
@@ -152,11 +156,14 @@ def api() -> str:
 
     things = {name: getattr(cloudai, name) for name in cloudai.__all__}
     functions = [thing for thing in things.values() if inspect.isfunction(thing)]
-    verbs = [_verb(verb.__name__, verb) for verb in sorted(functions, key=lambda verb: verb.__code__.co_firstlineno)]
+    in_order = sorted(functions, key=lambda function: function.__code__.co_firstlineno)
+    verbs = [_verb(verb.__name__, verb) for verb in in_order if verb.__module__ == "cloudai._api"]
+    others = [_verb(function.__name__, function) for function in in_order if function.__module__ != "cloudai._api"]
     classes = [_class(name, thing) for name, thing in things.items() if inspect.isclass(thing)]
     modules = [_module(name, thing) for name, thing in things.items() if inspect.ismodule(thing)]
     returned = [_class(name, getattr(importlib.import_module(where), name)) for name, where in RETURNED.items()]
-    parts = {"Verbs": verbs, "Objects and policies": classes, "Modules": modules, "What they return": returned}
+    parts = {"Verbs": verbs, "What a search draws from": others, "Objects and policies": classes}
+    parts |= {"Modules": modules, "What they return": returned}
     return "\n\n".join(f"## {title}\n\n" + "\n\n".join(entries) for title, entries in parts.items())
 
 

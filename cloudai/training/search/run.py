@@ -124,7 +124,7 @@ class SearchRun(Run):
     def _read(self, record: Record) -> None:
         for state in states_of(record):
             known = self._children.get(state.name)
-            if known is None or not known.ended:
+            if known is None or not known.ended or known.phase == "stopped":  # which may go on
                 self._read_trial(state)
 
     def _read_trial(self, state: TrialState) -> None:
