@@ -10,7 +10,7 @@ import collections
 import json
 import re
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,14 +132,26 @@ def _span(question: Question, offsets: np.ndarray) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def answers(module: torch.nn.Module, features: Features, questions: Sequence[Question]) -> list[str]:
-    """Return the best answer to each question: the span with the highest scores over all its windows."""
+def answers(
+    module: torch.nn.Module,
+    features: Features,
+    questions: Sequence[Question],
+    between: Callable[[], object] = lambda: None,
+) -> list[str]:
+    """Return the best answer to each question: the span with the highest scores over all its windows.
+
+    Parameters
+    ----------
+    between : callable
+        Called after some of them, again and again.
+    """
     best = [(-np.inf, "")] * len(questions)
     for rows in torch.split(torch.arange(len(features.question)), features.spans.at_once):
         starts, ends = (scores.cpu().numpy() for scores in features.spans.scores(module, rows))
         for row, start, end in zip(rows.tolist(), starts, ends, strict=True):
             number = int(features.question[row])
             best[number] = max(best[number], _best_span(start, end, features.offsets[row], questions[number].context))
+        between()
     return [text for _, text in best]
 
 

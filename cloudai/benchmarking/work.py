@@ -144,7 +144,8 @@ class _Bench:
         speed = _Speed(Interval(counted.rows / seconds, None, None), steps, seconds, counted.most, joules)
         module.eval()
         with computing(workload.precision, self.device):
-            given = squad.answers(module, squad.features_of(dev, tokenizer, workload.length), dev)
+            asked = squad.features_of(dev, tokenizer, workload.length)
+            given = squad.answers(module, asked, dev, self.context.stop_if_told)
         told = self._told(module, speed).model_dump()
         return Measurement(**{**told, **self._whole(counted, seconds), **squad.scores_of(given, dev)})
 
@@ -226,8 +227,7 @@ class _Bench:
         needed = operations(self.workload, module)
         row = random_rows(self.workload, 1, words_of(module))
         served = self._serving(module)
-        latency = measure_latency(lambda: self._pass(served, row), self.asked.seconds)
-        self.context.stop_if_told()
+        latency = measure_latency(lambda: self._pass(served, row), self.asked.seconds, self.context.stop_if_told)
         device, dtype = machine.name_of(self.device), "bfloat16" if self.bfloat16 else "float32"
         peak = peak_of(device, dtype) or None
         return Measurement(
