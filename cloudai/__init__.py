@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from cloudai.specs.limits import Budget
     from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy
     from cloudai.specs.resources import Resources, ScalingPolicy
+    from cloudai.specs.search import Search, choice, integers, log_uniform, uniform
     from cloudai.specs.serving import ServerLimits
+    from cloudai.specs.texts import Lora
     from cloudai.specs.training import CheckpointPolicy
     from cloudai.training.context import Context
     from cloudai.training.run import Run
+    from cloudai.training.schedule import Schedule
     from cloudai.training.tables import Table
 
 __version__ = "0.1.0"
@@ -40,27 +43,34 @@ _WHERE = {
     "DecisionPolicy": "cloudai.specs.monitoring",
     "Deployment": "cloudai.serving.deployment",
     "DriftPolicy": "cloudai.specs.monitoring",
+    "Lora": "cloudai.specs.texts",
     "Model": "cloudai.artifacts.model",
     "Monitor": "cloudai.monitoring.monitor",
     "Plan": "cloudai.planning.plan",
     "Resources": "cloudai.specs.resources",
     "Run": "cloudai.training.run",
     "ScalingPolicy": "cloudai.specs.resources",
+    "Schedule": "cloudai.training.schedule",
+    "Search": "cloudai.specs.search",
     "ServerLimits": "cloudai.specs.serving",
     "Table": "cloudai.training.tables",
     "attach": "cloudai._api",
+    "choice": "cloudai.specs.search",
     "benchmark": "cloudai._api",
     "cleanup": "cloudai._api",
     "costs": "cloudai._api",
     "deploy": "cloudai._api",
     "drivers": "",
     "errors": "",
+    "integers": "cloudai.specs.search",
     "load_model": "cloudai._api",
+    "log_uniform": "cloudai.specs.search",
     "monitor": "cloudai._api",
     "plan": "cloudai._api",
     "ps": "cloudai._api",
     "settings": "",
     "train": "cloudai._api",
+    "uniform": "cloudai.specs.search",
     "widgets": "",
 }
 
@@ -73,27 +83,34 @@ __all__ = [
     "DecisionPolicy",
     "Deployment",
     "DriftPolicy",
+    "Lora",
     "Model",
     "Monitor",
     "Plan",
     "Resources",
     "Run",
     "ScalingPolicy",
+    "Schedule",
+    "Search",
     "ServerLimits",
     "Table",
     "attach",
     "benchmark",
+    "choice",
     "cleanup",
     "costs",
     "deploy",
     "drivers",
     "errors",
+    "integers",
     "load_model",
+    "log_uniform",
     "monitor",
     "plan",
     "ps",
     "settings",
     "train",
+    "uniform",
     "widgets",
 ]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 from cloudai import settings
 from cloudai.artifacts.filesystems import is_local
@@ -28,6 +28,8 @@ from cloudai.monitoring.monitor import due as monitor_due
 from cloudai.planning import catalog
 from cloudai.planning.estimate import estimate_seconds
 from cloudai.planning.plan import Plan, choose, place
+from cloudai.planning.spending import Spending
+from cloudai.planning.trials import at_once, estimate_trials
 from cloudai.serving.advance import advance as advance_deployment
 from cloudai.serving.advance import due as deployment_due
 from cloudai.serving.advance import needs_of as deployment_needs
@@ -38,7 +40,10 @@ from cloudai.specs.confidential import refuse_secrets
 from cloudai.specs.limits import Budget
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources, ScalingPolicy
+from cloudai.specs.schedule import ScheduleSpec
+from cloudai.specs.search import Search
 from cloudai.specs.serving import DeploySpec, ServerLimits
+from cloudai.specs.texts import Lora, Task, TextTask
 from cloudai.specs.training import CheckpointPolicy, FailurePolicy, Loop, TrainSpec, Work
 from cloudai.state.leader import ensure_supervisor
 from cloudai.state.ledger import Ledger, Record, open_ledger
@@ -48,6 +53,12 @@ from cloudai.training.advance import due as run_due
 from cloudai.training.advance import needs_of as run_needs
 from cloudai.training.limits import Limits
 from cloudai.training.run import Run, run_spending
+from cloudai.training.schedule import Schedule, schedule_spec
+from cloudai.training.schedule import advance as advance_schedule
+from cloudai.training.schedule import due as schedule_due
+from cloudai.training.search.advance import advance as advance_search
+from cloudai.training.search.run import SearchRun, search_spending
+from cloudai.training.search.trials import is_search, parent_of, trial_specs
 from cloudai.training.tables import check_reach
 from cloudai.training.work import Prepared, base_name, loop_defaults, prepare
 
@@ -102,6 +113,10 @@ class TrainOptions(TypedDict, total=False):
     precision: Literal["float32", "bfloat16", "auto"]
     validation: float
     max_length: int
+    task: Task
+    lora: Lora
+    gradient_checkpointing: bool
+    max_new_tokens: int
 
 
 class DeployOptions(TypedDict, total=False):
@@ -115,7 +130,7 @@ class DeployOptions(TypedDict, total=False):
     lease: str | float | None
 
 
-def plan(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Plan[Run]:
+def plan(work: Any, data: Any = None, *, search: Search | None = None, **options: Unpack[TrainOptions]) -> Plan[Run]:
     """Say where a run would go, how long it would take and what it would cost, without doing anything.
 
     Takes what `train` takes; ``plan(…).apply()`` trains.
@@ -125,29 +140,63 @@ def plan(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Plan[R
     SpecError
         As `train`.
     """
-    prepared, spec = _train_spec(work, data, options)
-    estimate = estimate_seconds(spec, open_ledger().records("run"))
+    if "schedule" in options:
+        raise SpecError("a plan is of one run", fix="leave schedule= out: each run of the schedule costs that")
+    prepared, spec = _train_spec(work, data, options, search)
+    history = open_ledger().records("run")
+    trials = trial_specs(spec, search) if search else []
+    estimate = estimate_trials(trials, search, history) if search else estimate_seconds(spec, history)
     offers, needs, spot = tuple(_offers(run_needs(spec), spec.on)), run_needs(spec), spec.spot_policy == "spot"
     offer = choose(offers, spec.on, spot=spot)
     limits = Limits.of(spec.budget, spec.deadline, open_ledger().clock.now())
     if offer is not None:
         limits.refuse_uncounted(offer)
-    start = partial(_start_run, prepared, spec)
-    return Plan(f"train {spec.name}", needs, offer, offers, estimate, start, spot, limits.forecast(estimate, offer))
+    start, width = partial(_start_run, prepared, spec, search), at_once(trials, search) if search else 1
+    enough = limits.forecast(estimate, offer and replace(offer, price_per_hour=width * offer.price_per_hour))
+    return Plan(f"train {spec.name}", needs, offer, offers, estimate, start, spot, enough, width)
 
 
-def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
+@overload
+def train(
+    work: Any,
+    data: Any = None,
+    *,
+    schedule: str,
+    timezone: str | None = None,
+    search: Search | None = None,
+    **options: Unpack[TrainOptions],
+) -> Schedule: ...
+@overload
+def train(work: Any, data: Any = None, *, search: Search, **options: Unpack[TrainOptions]) -> SearchRun: ...
+@overload
+def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run: ...
+def train(
+    work: Any,
+    data: Any = None,
+    *,
+    search: Search | None = None,
+    schedule: str | None = None,
+    timezone: str | None = None,
+    **options: Unpack[TrainOptions],
+) -> Run | Schedule:
     """Start a training run and return its handle at once.
 
     Parameters
     ----------
     work : callable, torch.nn.Module, pretrained model or Plan
         A function of a `cloudai.Context` that returns the trained module, a module to be trained by the built-in loop, a
-        model of transformers to be trained on texts and labels (a name on the Hugging Face hub, a folder, or
+        model of transformers to be trained on texts (a name on the Hugging Face hub, a folder, or
         ``(model or config, tokenizer)``), or what `plan` returned.
     data : optional
         ``(inputs, targets)`` as arrays, tensors or data frames, a torch dataset of such pairs, or a Hugging Face dataset. It
         is copied into the store, so later changes do not matter. Or a `Table`: files that the worker reads where they lie.
+    search : Search, optional
+        Makes the run a search: its children are trials with drawn options, and its model is that of the best.
+    schedule : str, optional
+        Five fields as in a crontab, such as ``"0 3 * * *"``: the training is done again at each such time, on the files of a
+        `Table` as they are then, or what a function loads.
+    timezone : str, optional
+        Of the schedule, such as ``"Europe/Berlin"``; by default UTC.
     **options
         ``name`` (of the run; by default one is made up), ``model_name``, ``on`` (the driver, ``"local"``), ``config`` (for
         your function), ``seed``, ``num_workers`` (or ``(min, max)``), ``scaling`` (a `ScalingPolicy`, for more than the
@@ -157,12 +206,14 @@ def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
         datetime with its time zone), at which it stops with a checkpoint, ``lease`` (how long it goes on when no live
         handle renews it; ``None`` for ever). For a module also ``loss``, ``optimizer``, ``lr``, ``lr_schedule``,
         ``warmup``, ``weight_decay``, ``max_grad_norm``, ``epochs``, ``batch_size``, ``micro_batch``, ``precision``,
-        ``validation``; for a pretrained model also ``max_length``.
+        ``validation``; for a pretrained model also ``max_length``, ``task`` (``"text-classification"``,
+        ``"token-classification"``, ``"question-answering"``, ``"causal-lm"``, ``"embeddings"``), ``lora`` (a `Lora`),
+        ``gradient_checkpointing``, and for ``"causal-lm"`` ``max_new_tokens``.
 
     Returns
     -------
-    Run
-        It goes on when this process ends; ``run.wait()`` waits for it.
+    Run, SearchRun or Schedule
+        It goes on when this process ends; ``run.wait()`` waits for a run.
 
     Raises
     ------
@@ -175,11 +226,16 @@ def train(work: Any, data: Any = None, **options: Unpack[TrainOptions]) -> Run:
         If there is no such driver.
     """
     if isinstance(work, Plan):
-        _refuse_options("a plan", data, options)
+        mine = {"search": search, "schedule": schedule, "timezone": timezone}
+        _refuse_options("a plan", data, {**options, **{name: value for name, value in mine.items() if value is not None}})
         started: Run = work.apply()
         return started
-    prepared, spec = _train_spec(work, data, options)
-    return _start_run(prepared, spec)
+    prepared, spec = _train_spec(work, data, options, search)
+    if schedule is not None:
+        return _start_schedule(prepared, schedule_spec(schedule, timezone or "UTC", data, spec, search))
+    if timezone is not None:
+        raise SpecError("timezone= is of a schedule, and there is none", fix="give schedule= too, or leave it out")
+    return _start_run(prepared, spec, search)
 
 
 def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deployment:
@@ -329,7 +385,7 @@ def benchmark(
     return started
 
 
-def attach(ref: str) -> Run | Deployment | Monitor:
+def attach(ref: str) -> Run | Deployment | Monitor | Schedule:
     """Bring a handle back, in any process: ``attach("run/digits-3f2a")``, or just the name where it is the only one.
 
     Raises
@@ -339,12 +395,14 @@ def attach(ref: str) -> Run | Deployment | Monitor:
     """
     ledger = open_ledger()
     record = ledger.find(ref)
-    handles: dict[str, Callable[[Ledger, Record], Run | Deployment | Monitor]] = {
+    handles: dict[str, Callable[[Ledger, Record], Run | Deployment | Monitor | Schedule]] = {
         "run": _run,
+        "search": SearchRun,
         "deployment": Deployment,
         "monitor": Monitor,
+        "schedule": Schedule,
     }
-    handle = handles[record.kind](ledger, record)
+    handle = handles[_kind(record)](ledger, record)
     handle.refresh()
     if not handle.ended:
         ensure_supervisor(ledger.home)
@@ -375,7 +433,7 @@ def ps() -> Inventory:
 def costs() -> Inventory:
     """List what everything has cost so far, the ended included."""
     ledger = open_ledger()
-    records = [record for record in ledger.records() if record.kind != "monitor"]
+    records = [record for record in ledger.records() if record.kind not in ("monitor", "schedule")]
     return Inventory(ledger, [_ledgered(ledger, record) for record in records], title="Costs")
 
 
@@ -387,26 +445,40 @@ def cleanup() -> Cleanup:
 
 def advance(ledger: Ledger, record: Record) -> None:
     """Take one object one step further; what the supervisor does, again and again."""
-    {"run": advance_run, "deployment": advance_deployment, "monitor": advance_monitor}[record.kind](ledger, record)
+    {
+        "run": advance_run,
+        "search": advance_search,
+        "deployment": advance_deployment,
+        "monitor": advance_monitor,
+        "schedule": advance_schedule,
+    }[_kind(record)](ledger, record)
 
 
 def due(ledger: Ledger, record: Record) -> float | None:
     """Return when time alone makes `advance` act on an object, in unix time; None where only news do."""
-    return {"run": run_due, "deployment": deployment_due, "monitor": monitor_due}[record.kind](ledger, record)
+    return {"run": run_due, "deployment": deployment_due, "monitor": monitor_due, "schedule": schedule_due}[record.kind](
+        ledger, record
+    )
 
 
-def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, TrainSpec]:
+def _kind(record: Record) -> str:
+    """Return what an object is: its kind, or "search" of a run whose children are trials."""
+    return "search" if is_search(record) else record.kind
+
+
+def _train_spec(work: Any, data: Any, options: TrainOptions, search: Search | None = None) -> tuple[Prepared, TrainSpec]:
     """Check everything, and write nothing."""
     now = settings.current()
     loop_options = {key: value for key, value in options.items() if key in Loop.model_fields}
     _refuse_unknown("train", options, TrainOptions)
-    loop = Loop.of(**{**loop_defaults(work), **loop_options})
+    text_options = {key: value for key, value in options.items() if key in TextTask.model_fields}
+    loop = Loop.of(**{**loop_defaults(work, text_options), **loop_options})
     tracking, scaling = parse_address(now.tracking), _scaling(options)
     if registry.train_driver(options.get("on", "local")).capabilities.here:
         _require("training", "train", "torch")
         check_address(tracking)
         if loop_defaults(work):
-            _require("training on texts", "text", "transformers")
+            _require("training on texts", "text", "transformers", *(["peft"] if "lora" in text_options else []))
         if scaling.largest != 1:
             _require("training with several workers", "ray", "ray")
     base = options.get("model_name") or base_name(work)
@@ -432,7 +504,7 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
     refuse_secrets(spec.config, "config")
     _refuse_spot(spec)
     _refuse_here_only(spec, now)
-    prepared = prepare(work, data, loop)
+    prepared = prepare(work, data, loop, text_options)
     _refuse_scaling(spec.scaling, loop, prepared.work)
     if prepared.work.source is not None and not registry.train_driver(spec.on).capabilities.here:
         check_reach(prepared.work.source, spec.on)
@@ -440,7 +512,22 @@ def _train_spec(work: Any, data: Any, options: TrainOptions) -> tuple[Prepared, 
         raise SpecError(
             f"{min(loop_options)}= is an option of the built-in loop, and you pass a function", fix="pass it in config="
         )
-    return prepared, spec.model_copy(update={"work": prepared.work})
+    spec = spec.model_copy(update={"work": prepared.work})
+    if search is not None:
+        _refuse_search(search, spec, options)
+    return prepared, spec
+
+
+def _refuse_search(search: Any, spec: TrainSpec, options: Mapping[str, Any]) -> None:
+    """Raise `SpecError` for a search that cannot be."""
+    if not isinstance(search, Search):
+        raise SpecError(
+            f"search= is a {type(search).__name__}", fix="give cloudai.Search({'lr': cloudai.log_uniform(1e-4, 1e-1)})"
+        )
+    twice = next((key for key in search.space if key in options), None)
+    if twice:
+        raise SpecError(f"{twice}= is searched, and given too", fix="leave one of the two out")
+    trial_specs(spec, search)
 
 
 def _made_up_name(base: str) -> str:
@@ -483,7 +570,20 @@ def _refuse_spot(spec: TrainSpec) -> None:
         raise SpecError(f"spot_policy='spot': the driver {spec.on!r} has no spot machines", fix="leave spot_policy out")
 
 
-def _start_run(prepared: Prepared, spec: TrainSpec) -> Run:
+def _start_schedule(prepared: Prepared, spec: ScheduleSpec) -> Schedule:
+    ledger = open_ledger()
+    driver = registry.train_driver(spec.train.on)
+    offer = _offer_at_once(driver, run_needs(spec.train), spot=spec.train.spot_policy == "spot")
+    if offer is not None:
+        Limits.of(spec.train.budget, spec.train.deadline, ledger.clock.now()).refuse_uncounted(Offer(**offer))
+    prepared.put(Store(spec.train.store))
+    wanted, anywhere = {"folder": str(Path.cwd())}, not driver.capabilities.here
+    record = ledger.replace("schedule", spec.train.name, spec.model_dump(mode="json"), wanted, anywhere=anywhere)
+    ensure_supervisor(ledger.home)
+    return Schedule(ledger, record)
+
+
+def _start_run(prepared: Prepared, spec: TrainSpec, search: Search | None = None) -> Run:
     ledger = open_ledger()
     driver = registry.train_driver(spec.on)
     limits = Limits.of(spec.budget, spec.deadline, ledger.clock.now())
@@ -491,11 +591,13 @@ def _start_run(prepared: Prepared, spec: TrainSpec) -> Run:
     if offer is not None:
         limits.refuse_uncounted(Offer(**offer))
     prepared.put(Store(spec.store))
-    wanted = {"folder": str(Path.cwd()), "offer": offer, "limits": limits.to_json()}
+    wanted: dict[str, Any] = {"folder": str(Path.cwd()), "offer": offer, "limits": limits.to_json()}
+    if search is not None:
+        wanted["search"] = search.model_dump(mode="json")
     anywhere = not driver.capabilities.here
     record = ledger.create("run", spec.name, spec.model_dump(mode="json"), wanted, anywhere=anywhere)
     ensure_supervisor(ledger.home)
-    return _run(ledger, record)
+    return _run(ledger, record) if search is None else SearchRun(ledger, record)
 
 
 def _run(ledger: Ledger, record: Record) -> Run:
@@ -558,5 +660,11 @@ def _offers(needs: Needs, on: str) -> list[Offer]:
 
 
 def _ledgered(ledger: Ledger, record: Record) -> Ledgered:
-    spent = {"run": run_spending, "deployment": deployment_spending}.get(record.kind)
-    return Ledgered(record, ledger.holders(record.kind, record.name), spent(record, ledger.clock.now()) if spent else None)
+    spenders: dict[str, Callable[[Record, float], Spending]] = {
+        "run": run_spending,
+        "search": partial(search_spending, ledger),
+        "deployment": deployment_spending,
+    }
+    spent = spenders.get(_kind(record))
+    holders = ledger.holders(record.kind, parent_of(record) or record.name)  # who holds a search holds its trials
+    return Ledgered(record, holders, spent(record, ledger.clock.now()) if spent else None)

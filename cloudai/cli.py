@@ -19,6 +19,7 @@ from cloudai.state.ledger import open_ledger
 from cloudai.training import tracked
 from cloudai.training.catch_up import start_catching_up
 from cloudai.training.run import Run
+from cloudai.training.schedule import Schedule
 
 __all__ = ["main"]
 
@@ -65,11 +66,11 @@ def _parser() -> argparse.ArgumentParser:
 
     _json(add("ps", _ps, "list what is alive"))
     _json(add("costs", _costs, "list what everything has cost"))
-    add("show", _show, "show one run, deployment or monitor").add_argument("ref")
+    add("show", _show, "show one run, deployment, monitor or schedule").add_argument("ref")
     logs = add("logs", _logs, "print what a run's workers wrote")
     logs.add_argument("ref")
     logs.add_argument("-f", "--follow", action="store_true", help="until it ends")
-    add("cancel", _cancel, "end one run, deployment or monitor").add_argument("ref")
+    add("cancel", _cancel, "end one run, deployment, monitor or schedule").add_argument("ref")
     cleanup = add("cleanup", _cleanup, "list what no live process holds")
     cleanup.add_argument("--apply", action="store_true", help="and end it")
     track = add("track", _track, "tell trackers what they missed of a run that has ended, or of all such runs")
@@ -144,7 +145,7 @@ def _cancel(args: argparse.Namespace) -> None:
     if found.ended:
         _say(f"{found.ref} has ended already: {found.phase}")
         return
-    if isinstance(found, Run):
+    if isinstance(found, Run | Schedule):
         found.cancel()
     elif isinstance(found, Deployment):
         found.delete()

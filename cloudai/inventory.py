@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from cloudai.display import Card, Shown, Table, duration, money
@@ -19,7 +20,12 @@ from cloudai.state.ledger import Holder, Ledger, Record
 __all__ = ["Cleanup", "Inventory", "Ledgered"]
 
 _POLL = 0.05
-_END_WORDS = {"run": {"cancel": True}, "deployment": {"delete": True}, "monitor": {"stop": True}}
+_END_WORDS = {
+    "run": {"cancel": True},
+    "deployment": {"delete": True},
+    "monitor": {"stop": True},
+    "schedule": {"cancel": True},
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,19 @@ class Ledgered:
     def held_elsewhere(self) -> bool:
         """Whether another live process holds it."""
         return any(not holder.is_this_process for holder in self.holders)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is a trial, whose costs are those of its search too."""
+        return bool(self.record.desired.get("parent"))
+
+    @property
+    def phase(self) -> str:
+        """Its phase, and when a schedule acts next."""
+        at = self.record.status.get("next")
+        if at is None or self.record.ended:
+            return self.record.phase
+        return f"{self.record.phase}, next {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
 
     @property
     def pids(self) -> list[int]:
@@ -77,7 +96,7 @@ class Inventory(Shown):
         """What all of it has cost, for each currency."""
         sums: dict[str, float] = {}
         for entry in self.entries:
-            if entry.spending is not None and entry.spending.currency:
+            if entry.spending is not None and entry.spending.currency and not entry.is_part:
                 sums[entry.spending.currency] = sums.get(entry.spending.currency, 0.0) + entry.spending.amount
         return sums
 
@@ -105,10 +124,10 @@ class Inventory(Shown):
         spent = (
             f"{money(entry.spending.amount, entry.spending.currency)}" if entry.spending and entry.spending.currency else "–"
         )
-        left = self._ledger.lease_left(record.kind, record.name)
+        left = self._ledger.lease_left(record.kind, record.desired.get("parent") or record.name)
         return (
             record.ref,
-            record.phase,
+            entry.phase,
             duration(max(0.0, self._ledger.clock.now() - record.created)),
             " ".join(map(str, entry.pids)) or "–",
             spent,
@@ -171,7 +190,7 @@ class Cleanup(Shown):
     def _end_supervisor(self, deadline: float) -> None:
         home = self._ledger.home
         pid = supervisor_pid(home)
-        if not pid or any(self._ledger.mine(record) for record in self._ledger.records(alive=True)):
+        if pid in (None, os.getpid()) or any(self._ledger.mine(record) for record in self._ledger.records(alive=True)):
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)

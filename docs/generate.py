@@ -65,9 +65,9 @@ OPTIONS = {
     ),
     "loss": ("'cross_entropy'", "Of the built-in loop."),
     "optimizer": ("'adamw'", "Of the built-in loop."),
-    "lr": ("0.001", "The learning rate of the built-in loop; for a pretrained model 5e-05."),
+    "lr": ("0.001", "The learning rate of the built-in loop; for a pretrained model 5e-05 or as its task has it."),
     "weight_decay": ("0.0", "Of the built-in loop's optimiser."),
-    "epochs": ("10", "How often the built-in loop goes through all rows; for a pretrained model 3."),
+    "epochs": ("10", "How often the built-in loop goes through all rows; for a pretrained model 3, for embeddings 1."),
     "limits": ("ServerLimits()", "What one server takes on."),
 }
 """Defaults and meanings of options whose fields in the specs do not say them."""

@@ -61,8 +61,12 @@ def test_a_run_can_be_seen_read_and_ended(home, monkeypatch):
     ("words", "code", "lines"),
     [
         (["show", "run/nothing"], 1, ["there is no run 'nothing'", "Fix: there is none yet"]),
-        (["logs", "nothing"], 1, ["there is no run, deployment or monitor 'nothing'", "Fix: there is none yet"]),
-        (["cancel", "job/x"], 1, ["'job/x' names no kind of object", "Fix: there is: 'deployment', 'monitor', 'run'"]),
+        (["logs", "nothing"], 1, ["there is no run, deployment, monitor or schedule 'nothing'", "Fix: there is none yet"]),
+        (
+            ["cancel", "job/x"],
+            1,
+            ["'job/x' names no kind of object", "Fix: there is: 'deployment', 'monitor', 'run', 'schedule'"],
+        ),
         (["track", "run/x"], 1, ["there is no run 'x'", "Fix: there is none yet"]),
         (["cancel"], 2, ["cloudai cancel: the following arguments are required: ref", "Fix: cloudai cancel --help"]),
         (["ps", "--jsn"], 2, ["cloudai: unrecognized arguments: --jsn", "Fix: cloudai --help"]),

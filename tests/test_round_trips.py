@@ -26,7 +26,10 @@ from cloudai.serving.rollout import Rollout
 from cloudai.specs.limits import Budget
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources, ScalingPolicy
+from cloudai.specs.schedule import ScheduleSpec, TableSpec
+from cloudai.specs.search import Choice, Range, Search
 from cloudai.specs.serving import DeploySpec, ServerLimits
+from cloudai.specs.texts import Lora, TextTask
 from cloudai.specs.training import CheckpointPolicy, FailurePolicy, Loop, Source, SourceFile, TrainSpec, Work
 from cloudai.state.ledger import Ledger
 from cloudai.statistics.profiles import Profile
@@ -63,6 +66,13 @@ scaling = st.builds(
     check_every=SECONDS,
 )
 budget = st.builds(Budget, amount=st.floats(1e-6, 1e9), currency=st.sampled_from(["USD", "EUR"]), warn_at=st.floats(0.01, 1))
+lora = st.builds(
+    Lora,
+    rank=st.integers(1, 512),
+    alpha=st.floats(1e-3, 1e3),
+    dropout=st.floats(0, 0.99),
+    targets=st.none() | st.lists(TEXT, max_size=2).map(tuple),
+)
 train_spec = st.builds(
     TrainSpec,
     name=NAME,
@@ -83,6 +93,7 @@ train_spec = st.builds(
         ),
         rows=st.integers(0, 10**12),
         features=st.lists(TEXT, max_size=3).map(tuple),
+        text=st.builds(TextTask, task=st.sampled_from(["causal-lm", "embeddings"]), lora=st.none() | lora),
     ),
     config=st.dictionaries(TEXT, PLAIN, max_size=3),
     loop=st.builds(Loop, lr=st.floats(1e-12, 10), epochs=st.integers(1, 10**6), validation=st.floats(0, 0.99)),
@@ -102,6 +113,27 @@ deploy_spec = st.builds(
     DeploySpec, name=NAME, port=st.integers(0, 65535), resources=resources, limits=limits, lease=st.none() | SECONDS
 )
 monitor_spec = st.builds(MonitorSpec, every=st.floats(0.1, 1e9), drift=drift, decision=decision_policy)
+domain = st.one_of(
+    st.lists(PLAIN, min_size=1, max_size=3).map(lambda values: Choice(values=tuple(values))),
+    st.tuples(st.sampled_from(["uniform", "log_uniform", "integers"]), st.integers(1, 99)).map(
+        lambda pair: Range(kind=pair[0], low=pair[1], high=pair[1] + 1)
+    ),
+)
+search = st.builds(
+    Search,
+    space=st.dictionaries(TEXT, domain, min_size=1, max_size=3),
+    trials=st.integers(1, 1000),
+    mode=st.sampled_from(["min", "max"]),
+    grace=st.none() | st.integers(1, 99),
+)
+schedule = st.builds(
+    ScheduleSpec,
+    cron=st.sampled_from(["0 3 * * *", "*/5 9-17 * jan mon-fri"]),
+    timezone=st.sampled_from(["UTC", "Europe/Berlin"]),
+    train=train_spec,
+    table=st.none() | st.builds(TableSpec, source=st.lists(TEXT, max_size=2).map(tuple), target=TEXT),
+    search=st.none() | search,
+)
 price = st.floats(0, 1e6)
 zone = st.builds(
     Zone,
@@ -128,9 +160,12 @@ SPECS = {
     Budget: budget,
     CheckpointPolicy: checkpoint,
     ScalingPolicy: scaling,
+    Lora: lora,
     TrainSpec: train_spec,
     DeploySpec: deploy_spec,
     MonitorSpec: monitor_spec,
+    Search: search,
+    ScheduleSpec: schedule,
     World: world,
 }
 
@@ -175,6 +210,7 @@ plan = st.builds(
 )
 VALUES = {Report: report, Decision: decision, Signature: signature, Rollout: rollout, Plan: plan, Finding: finding}
 
+BY_NAME = {"Run", "Deployment", "Monitor", "Model", "Schedule"}
 BY_NAME = {"Run", "Benchmark", "Deployment", "Monitor", "Model"}
 """Handles come back by their name: `attach`, `load_model`."""
 
@@ -233,6 +269,10 @@ def test_a_plan_that_was_read_back_shows_the_same_and_cannot_be_applied():
         Plan.from_json({"title": "x"})
 
 
+def nothing(context):
+    """Work that is done at once."""
+
+
 def test_handles_come_back_by_their_name_in_the_same_state():
     data = np.random.default_rng(0).normal(size=(300, 3)), np.arange(300) % 2
     with Simulation() as simulation:
@@ -240,7 +280,12 @@ def test_handles_come_back_by_their_name_in_the_same_state():
         deployment = cloudai.deploy(run, on="simulated").wait(3600)
         watch = cloudai.monitor(deployment, every="5m")
         simulation.advance("11m")
-        for handle in (run, deployment, watch):
+        searched = cloudai.train(
+            torch.nn.Linear(3, 2), data, on="simulated", model_name="best", search=Search({"lr": Choice(values=(0.1, 0.2))})
+        )
+        nightly = cloudai.train(nothing, schedule="0 3 * * *", on="simulated", name="nightly")
+        simulation.advance("2h")
+        for handle in (run, deployment, watch, searched, nightly):
             back = cloudai.attach(handle.ref)
             assert type(back) is type(handle)
             assert back.spec == handle.spec

@@ -30,7 +30,7 @@ log = logging.getLogger("cloudai.supervisor")
 
 _LOOK = 0.2  # seconds between two looks at what is alive
 _LOOK_CALM = 1.0  # seconds between two looks at what is as it should be
-_CALM = frozenset({"ready", "watching"})
+_CALM = frozenset({"ready", "watching", "scheduled"})
 _THREADS = 8
 _GIVE_UP = 24 * 3600.0  # seconds without a ledger after which nobody can be waiting for it any more
 

@@ -28,9 +28,9 @@ def servable_of(model: Model) -> Servable:
         return OnnxServable(*identity, model.file("model.onnx"))
     if model.kind == "transformers":
         needed("transformers", "text")
-        from cloudai.artifacts.text_models import TextServable, load_classifier
+        from cloudai.artifacts.text_files import TextServable, load_files
 
-        return TextServable(*identity, load_classifier(model.files()))
+        return TextServable(*identity, load_files(model.files()))
     needed("torch", "train")
     from cloudai.artifacts.torch_models import TorchServable
 
@@ -43,9 +43,9 @@ def module_of(model: Model) -> Any:
         raise SpecError(f"{model.name} is an ONNX model, no torch module", fix="use predict(), or its file('model.onnx')")
     if model.kind == "transformers":
         needed("transformers", "text")
-        from cloudai.artifacts.text_models import load_classifier
+        from cloudai.artifacts.text_files import load_files
 
-        return load_classifier(model.files()).model
+        return load_files(model.files()).model
     needed("torch", "train")
     from cloudai.artifacts import torch_models
 
@@ -59,6 +59,13 @@ def exportable_of(model: Model) -> Exportable:
 
     if model.kind != "transformers":
         return of_module(module_of(model), model.signature, model.example)
-    from cloudai.artifacts import text_models
+    from cloudai.artifacts.text_classifiers import Classifier, graph
+    from cloudai.artifacts.text_files import load_files
 
-    return Exportable(*text_models.graph(text_models.load_classifier(model.files()), model.example["text"].tolist()))
+    loaded = load_files(model.files())
+    if not isinstance(loaded, Classifier):
+        raise SpecError(
+            f"models for {loaded.task} are not exported to ONNX, only those that classify texts",
+            fix="deploy it as it is, or export model.module() with optimum",
+        )
+    return Exportable(*graph(loaded, model.example["text"].tolist()))

@@ -11,7 +11,7 @@ from typing import Any
 
 from cloudai.errors import IntegrityError, NotFoundError, SpecError
 
-__all__ = ["TAKEN", "check_config", "check_folder", "is_name", "taken_files", "weights_in"]
+__all__ = ["SHORTEST_WINDOW", "TAKEN", "check_config", "check_folder", "is_name", "is_taken", "taken_files", "weights_in"]
 
 _VOCABULARIES = (
     "tokenizer.json",
@@ -33,6 +33,16 @@ TAKEN = (
 )
 """What is read of such a folder; code and pickled weights are not."""
 
+_HEADS: Mapping[str, tuple[tuple[str, ...], str, str]] = {
+    "text-classification": (("ForSequenceClassification",), "classify texts", "distilbert, bert, roberta"),
+    "token-classification": (("ForTokenClassification",), "classify tokens", "distilbert, bert, roberta"),
+    "question-answering": (("ForQuestionAnswering",), "answer questions", "distilbert, bert, roberta"),
+    "causal-lm": (("ForCausalLM", "LMHeadModel"), "continue texts", "gpt2, llama, qwen2"),
+    "embeddings": (("Model",), "embed texts", "distilbert, bert, mpnet"),
+}
+"""For each task what the names of classes that can do it end with, what that is, and what to take where there is none."""
+SHORTEST_WINDOW = 16
+"""Tokens that a question and a piece of its context need at least."""
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 _MOST_JSON = 64 * 2**20
@@ -49,13 +59,17 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None and not text.startswith((".", "/", "~")) and ".." not in text
 
 
-def check_folder(folder: Path, *, weights: bool = True, tokenizer: bool = True) -> dict[str, Any]:
+def check_folder(
+    folder: Path, *, weights: bool = True, tokenizer: bool = True, task: str = "text-classification"
+) -> dict[str, Any]:
     """Check what a folder holds and return its config.
 
     Parameters
     ----------
     weights, tokenizer : bool
         Whether it must hold them.
+    task : str
+        What the model is to do.
 
     Raises
     ------
@@ -64,12 +78,12 @@ def check_folder(folder: Path, *, weights: bool = True, tokenizer: bool = True) 
     IntegrityError
         If its weights are pickled, or it wants its own code to be run.
     SpecError
-        If its architecture does not classify texts, or is unknown to the installed transformers.
+        If its architecture cannot do that, or is unknown to the installed transformers.
     """
     if not (folder / "config.json").is_file():
         raise NotFoundError(f"there is no pretrained model in {folder}", fix="give the folder that save_pretrained wrote")
     config = _json(folder / "config.json")
-    check_config(config)
+    check_config(config, task)
     if (folder / "tokenizer_config.json").is_file():
         _refuse_code(_json(folder / "tokenizer_config.json"), "tokenizer_config.json")
     if weights:
@@ -79,15 +93,15 @@ def check_folder(folder: Path, *, weights: bool = True, tokenizer: bool = True) 
     return config
 
 
-def check_config(config: Mapping[str, Any]) -> None:
-    """Check that a config names an architecture of transformers itself that can classify texts.
+def check_config(config: Mapping[str, Any], task: str = "text-classification") -> None:
+    """Check that a config names an architecture of transformers itself that can do a task.
 
     Raises
     ------
     IntegrityError
         If it wants its own code to be run.
     SpecError
-        If the architecture does not classify texts, or is unknown.
+        If the architecture cannot do the task, or is unknown.
     """
     _refuse_code(config, "config.json")
     kind = config.get("model_type")
@@ -97,9 +111,10 @@ def check_config(config: Mapping[str, Any]) -> None:
     if spec is None or spec.origin is None:
         return  # whoever loads it will say that transformers is missing
     home = Path(spec.origin).parent / "models" / kind.replace("-", "_")
-    sources = list(home.glob("modeling_*.py"))
-    if sources and not any("ForSequenceClassification(" in source.read_text(encoding="utf-8") for source in sources):
-        raise SpecError(f"models of the type {kind!r} cannot classify texts", fix="take distilbert, bert, roberta, …")
+    sources = [path.read_text(encoding="utf-8") for path in home.glob("modeling_*.py")]
+    classes, able, instead = _HEADS[task]
+    if sources and not any(f"{name}(" in source for name in classes for source in sources):
+        raise SpecError(f"models of the type {kind!r} cannot {able}", fix=f"take {instead}, …")
 
 
 def weights_in(folder: Path) -> list[Path]:
@@ -135,6 +150,12 @@ def _shards(folder: Path, index: Mapping[str, Any]) -> list[Path]:
     if not names:
         raise IntegrityError(f"the index of weights in {folder} is empty", fix="save the model again")
     return [folder / name for name in names]
+
+
+def is_taken(name: str) -> bool:
+    """Whether a file of a model is one of those that are read of such a folder."""
+    others = ("example.safetensors", "lora.safetensors")
+    return name not in others and "/" not in name and any(Path(name).match(pattern) for pattern in TAKEN)
 
 
 def taken_files(folder: Path) -> list[Path]:

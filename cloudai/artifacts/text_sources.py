@@ -10,11 +10,14 @@ from typing import Any
 
 import transformers
 
-from cloudai.artifacts import pretrained, text_models
+from cloudai import texts as packing
+from cloudai.artifacts import pretrained
 from cloudai.artifacts.bringing import Brought
 from cloudai.artifacts.inputs import text_array
 from cloudai.artifacts.store import sha256
-from cloudai.artifacts.text_models import Classifier, load_folder, quiet
+from cloudai.artifacts.text_classifiers import check_classifies
+from cloudai.artifacts.text_files import load_folder, pack
+from cloudai.artifacts.text_models import TextModel, quiet
 from cloudai.errors import NotFoundError, SpecError
 
 __all__ = ["brought", "folder_of", "in_folder"]
@@ -35,9 +38,9 @@ def brought(source: Any, example: Any) -> Brought:
     else:
         folder = folder_of(source)
         classifier, origin = load_folder(folder), _origin(source, folder)
-    text_models.check_classifies(classifier.model)
+    check_classifies(classifier.model)
     rows = _EXAMPLE if example is None else text_array(example, "the example").tolist()
-    files, signature = text_models.pack(classifier, rows)
+    files, signature = pack(classifier, {"text": packing.object_array(rows)})
     lineage = {"code": "", "module": sha256(files["config.json"]), "data": "", "source": origin}
     return Brought("transformers", files, signature, lineage, classifier.labels)
 
@@ -69,9 +72,9 @@ def _pair(source: Sequence[Any]) -> tuple[Any, Any]:
     return source[0], source[1]
 
 
-def _from_objects(model: Any, tokenizer: Any) -> Classifier:
+def _from_objects(model: Any, tokenizer: Any) -> TextModel:
     """Load a copy of what the user holds, which stays as it is."""
-    text_models.check_classifies(model)
+    check_classifies(model)
     with tempfile.TemporaryDirectory(prefix="cloudai-text-") as name:
         in_folder(Path(name), model, tokenizer)
         return load_folder(Path(name))

@@ -75,6 +75,8 @@ class Plan(Shown, Generic[T]):
     """Whether spot machines were asked for."""
     limits: str = ""
     """Its budget and deadline, and whether the estimate stays within them; empty where there are none."""
+    at_once: int = 1
+    """How many such places are taken at the same time, by the trials of a search."""
 
     def __repr__(self) -> str:
         return f"Plan({self.title!r}, on={self.offer.driver if self.offer else None!r})"
@@ -84,7 +86,7 @@ class Plan(Shown, Generic[T]):
         """The cost as a range; None where the duration is unknown or no place was found."""
         if self.offer is None or self.estimate.low is None or self.estimate.high is None:
             return None
-        hourly = self.offer.price_per_hour / 3600
+        hourly = self.offer.price_per_hour * self.at_once / 3600
         return self.estimate.low * hourly, self.estimate.high * hourly
 
     def card(self) -> Card:
@@ -133,7 +135,7 @@ class Plan(Shown, Generic[T]):
         offers = [asdict(offer) for offer in self.offers]
         chosen = None if self.offer is None else list(self.offers).index(self.offer)
         facts = {"title": self.title, "needs": asdict(self.needs), "estimate": asdict(self.estimate), "spot": self.spot}
-        facts["limits"] = self.limits
+        facts |= {"limits": self.limits, "at_once": self.at_once}
         return {**facts, "offers": offers, "offer": chosen, "cost": None if self.cost is None else list(self.cost)}
 
     @classmethod
@@ -150,7 +152,8 @@ class Plan(Shown, Generic[T]):
             chosen = None if data["offer"] is None else offers[data["offer"]]
             needs, estimate = Needs(**data["needs"]), Estimate(**data["estimate"])
             title, spot, limits = str(data["title"]), bool(data["spot"]), str(data.get("limits", ""))
-            return cls(title, needs, chosen, offers, estimate, _without_work, spot, limits)
+            at_once = int(data.get("at_once", 1))
+            return cls(title, needs, chosen, offers, estimate, _without_work, spot, limits, at_once)
         except (KeyError, IndexError, TypeError) as error:
             raise IntegrityError(f"the stored plan cannot be read: {error!r}", fix="plan again") from None
 

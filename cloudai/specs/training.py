@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field
 from cloudai.errors import SpecError
 from cloudai.specs.limits import MaybeBudget, MaybeDeadline
 from cloudai.specs.resources import Resources, ScalingPolicy
+from cloudai.specs.texts import TextTask
 from cloudai.specs.units import Seconds
 from cloudai.specs.validation import Spec
 
@@ -145,11 +146,13 @@ class Source(Spec):
     """What each column holds."""
     integers: bool = False
     """Whether integer inputs stay integers."""
+    stream: bool = False
+    """Whether the rows are read again and again while they are trained on, not once into memory."""
 
     @property
     def digest(self) -> str:
         """The SHA-256 of all this: of which files in which state, and what of them."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        return hashlib.sha256(self.model_dump_json(exclude={"stream"}).encode()).hexdigest()
 
     @property
     def size(self) -> int:
@@ -174,6 +177,8 @@ class Work(Spec):
     """The folder of a pretrained model, or its name on the Hugging Face hub; empty where it lies in the store."""
     labels: tuple[str, ...] = ()
     """The names of the classes of texts, which the data has as numbers; empty where the worker finds them."""
+    text: TextTask = TextTask()
+    """What a pretrained model learns."""
     data: str = ""
     """The store's key of the data."""
     source: Source | None = None

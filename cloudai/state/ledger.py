@@ -192,7 +192,7 @@ class Ledger:
         if found:
             raise NotFoundError(f"{ref!r} may be any of several", fix="say which: " + ", ".join(r.ref for r in found))
         raise NotFoundError(
-            f"there is no run, deployment or monitor {ref!r}", fix=nearest(ref, [r.ref for r in self.records()])
+            f"there is no run, deployment, monitor or schedule {ref!r}", fix=nearest(ref, [r.ref for r in self.records()])
         )
 
     def records(self, kind: str | None = None, *, alive: bool = False) -> list[Record]:

@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["ENDED", "KINDS", "Event", "Holder", "Record"]
 
-KINDS = ("run", "deployment", "monitor")
+KINDS = ("run", "deployment", "monitor", "schedule")
 """The kinds of object that outlive a kernel."""
 
 ENDED = frozenset({"succeeded", "failed", "cancelled", "rejected", "deleted", "stopped"})
@@ -18,7 +18,7 @@ ENDED = frozenset({"succeeded", "failed", "cancelled", "rejected", "deleted", "s
 
 @dataclass(frozen=True)
 class Record:
-    """One run, deployment or monitor as the ledger knows it."""
+    """One run, deployment, monitor or schedule as the ledger knows it."""
 
     kind: str
     name: str

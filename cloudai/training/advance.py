@@ -66,7 +66,7 @@ def due(ledger: Ledger, record: Record) -> float | None:
     again = asks_again(record.status)
     if again is not None:
         return again
-    left, now = ledger.lease_left("run", record.name), ledger.clock.now()
+    left, now = ledger.lease_left("run", _leased(record)), ledger.clock.now()
     attempts = record.status.get("attempts", [])
     moments = Limits.from_json(attempts[-1].get("limits")).moments(attempts[-1], now) if attempts else []
     return min(moments + ([] if left is None else [now + left]), default=None)
@@ -99,11 +99,18 @@ class _Advance:
         self.spec = TrainSpec.model_validate(record.spec)
         self.files = RunFiles(self.spec)
         self.attempts: list[dict[str, Any]] = [dict(attempt) for attempt in record.status.get("attempts", [])]
+        self.leased = _leased(record)
 
     @property
     def started(self) -> bool:
         """Whether any attempt has been seen to run."""
         return any(attempt.get("started") for attempt in self.attempts)
+
+    @property
+    def _why_cancelled(self) -> str:
+        """Why it is to end: a search says why it stops a trial."""
+        wish = self.record.desired.get("cancel")
+        return wish if isinstance(wish, str) else "cancelled"
 
     @property
     def _job_file(self) -> bytes:
@@ -125,7 +132,7 @@ class _Advance:
             self._submit()
             return
         if status.phase in ("starting", "running"):
-            if self.record.desired.get("cancel") or self.ledger.lease_expired("run", self.spec.name):
+            if self.record.desired.get("cancel") or self.ledger.lease_expired("run", self.leased):
                 self.driver.cancel(job)  # before the store is asked, which may be away
             self._alive(status)
             return
@@ -134,7 +141,7 @@ class _Advance:
     def _next_attempt(self) -> None:
         """Start the first attempt, or the one after an attempt that was lost."""
         if self.record.desired.get("cancel"):
-            self.end("cancelled", reason="cancelled" if self.attempts else "cancelled before it started")
+            self.end("cancelled", reason=self._why_cancelled if self.attempts else "cancelled before it started")
         elif self.attempts and self._lease_passed():
             return
         else:
@@ -150,7 +157,7 @@ class _Advance:
         if reason := limits.no_room(now):
             self._stop(limits, reason)
             return
-        if not self.attempts:
+        if not self.attempts and self.leased == self.spec.name:
             self.ledger.renew_lease("run", self.spec.name, self.spec.lease)
         self.files.folder.write(JOB, self._job_file)  # before the note: without it a worker could not begin
         number = max((attempt["number"] for attempt in self.attempts), default=0) + 1
@@ -165,7 +172,7 @@ class _Advance:
         attempt = self.attempts[-1]
         folder = self.record.desired.get("folder", "")
         argv = ["-m", "cloudai.training.worker", "--store", self.spec.store, "--run", self.spec.name]
-        argv += ["--attempt", str(attempt["number"]), "--lease-file", str(self.ledger.lease_file("run", self.spec.name))]
+        argv += ["--attempt", str(attempt["number"]), "--lease-file", str(self.ledger.lease_file("run", self.leased))]
         argv += ["--digest", sha256(self._job_file)]
         if "limits" in attempt:
             argv += ["--limits", json.dumps(attempt["limits"])]
@@ -241,7 +248,7 @@ class _Advance:
         what = redact(error.what)
         over = bool(self.attempts) and "ended" in self.attempts[-1]
         if over and self.record.desired.get("cancel"):
-            self.end("cancelled", reason="cancelled")
+            self.end("cancelled", reason=self._why_cancelled)
         elif over and self._lease_passed():
             return
         elif self.record.phase == "queued" and not error.temporary:
@@ -260,7 +267,7 @@ class _Advance:
         elif error is not None:
             self.end("failed", reason=error["what"], fix=error["fix"], frames=error["frames"])
         elif self.record.desired.get("cancel"):
-            self.end("cancelled", reason="cancelled")
+            self.end("cancelled", reason=self._why_cancelled)
         elif self._lease_passed():
             return
         elif self._limited(status):
@@ -296,7 +303,7 @@ class _Advance:
 
     def _lease_passed(self) -> bool:
         """End the run if its lease has passed; returns whether it has."""
-        passed = self.ledger.lease_expired("run", self.spec.name)
+        passed = self.ledger.lease_expired("run", self.leased)
         if passed:
             self.end("cancelled", reason="its lease has passed and nobody renewed it", fix="attach and train again with lease=")
         return passed
@@ -330,7 +337,8 @@ class _Advance:
         model = result.get("model")
         if model is not None:
             self._check_model(model)
-            self.ledger.add_model(model["name"], model["version"], model["uri"], model["digest"], self.spec.name)
+            if self.leased == self.spec.name:  # of the trials of a search, the search records the best one's
+                self.ledger.add_model(model["name"], model["version"], model["uri"], model["digest"], self.spec.name)
         change = {
             "seconds": seconds,
             "reason": "",
@@ -392,6 +400,11 @@ class _Advance:
         if phase in ENDED:
             mark_behind(self.ledger.home, self.spec)
         self.ledger.observe("run", self.spec.name, phase, {"attempts": self.attempts, **change}, event=event)
+
+
+def _leased(record: Record) -> str:
+    """Return the name that has the lease: a trial goes on for as long as its search may."""
+    return str(record.desired.get("parent") or record.name)
 
 
 def _environment(spec: TrainSpec) -> dict[str, str]:

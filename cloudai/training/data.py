@@ -143,6 +143,9 @@ def _of_table(table: Table, *, integers: bool, texts: bool) -> TrainingData:
     if not hugging_face.is_dataset(table.source):
         kind = type(table.source).__name__
         raise DataError(f"a table cannot be a {kind}", fix="give a path, a URL, several of them, or a Hugging Face dataset")
+    if table.stream:
+        fix = "write it with to_parquet, and give the files"
+        raise DataError("a Hugging Face dataset is copied into the store, and not streamed", fix=fix)
     columns, inputs, target = hugging_face.columns_of(table, texts=texts)
     return _assembled(columns, inputs, target, integers)
 

@@ -40,18 +40,22 @@ from cloudai.training.job import FAILED, LOST, STOPPED, SUCCEEDED, WORKER_PATIEN
 from cloudai.training.journal import Journal
 from cloudai.training.sizes import resized
 from cloudai.training.stopping import Stop
+from cloudai.training.stream_loop import fit_stream
+from cloudai.training.streaming import Stream
 from cloudai.training.tracked import RunSource, first_note, lineage, tracked_model, write_note
 from cloudai.training.watch import Watch
 from cloudai.training.work import dry_run
 
 if TYPE_CHECKING:
-    from cloudai.artifacts.text_models import Classifier
+    from cloudai.training.fine_tuning import FineTuning
 
 __all__ = ["FAILED", "LOST", "STOPPED", "SUCCEEDED", "execute", "write_error"]
 
 log = logging.getLogger(__name__)
 
 _EXAMPLE_ROWS = 8
+_SAMPLE_ROWS = 50_000
+"""So many rows of a stream are profiled: the error of a share is then a quarter of a percent at most."""
 _LAST_TRY = 5.0
 """Seconds that a finished run waits for its tracker; one second for one that is behind already. The rest is caught up later."""
 _BUILT_IN = ("module", "text")
@@ -120,10 +124,10 @@ class _Worker:
         self.journal: Journal | None = None
         self.heartbeat: Heartbeat | None = None
         self.watch: Watch | None = None
+        self.stream: Stream | None = None
         self.tracker: BackgroundTracker | None = None
         self._latest: dict[str, float] = {}
-        self._classifier: Classifier | None = None
-        self._base = ""
+        self._tuning: FineTuning | None = None
         self._outcome: str | None = None
         if group.rank == 0:
             about = {"pid": os.getpid(), "total_steps": total_steps(spec)}
@@ -218,10 +222,23 @@ class _Worker:
 
     def _read(self, source: Source) -> Mapping[str, np.ndarray]:
         """Read the data where it lies; how much there is of it is known from now on."""
+        if source.stream:
+            return self._sampled(source)
         arrays = read_source(source, patience=WORKER_PATIENCE).arrays
         if self.journal is not None:
             self.journal.update(doing="", total_steps=total_steps(self.spec, len(arrays["inputs"])))
         return arrays
+
+    def _sampled(self, source: Source) -> Mapping[str, np.ndarray]:
+        """Open a stream, and return some of its rows: for the example, the profile and a first try."""
+        spec, group = self.spec, self.group
+        self.stream = Stream(
+            source, spec.loop, spec.seed, rank=group.rank, world_size=group.world_size, patience=WORKER_PATIENCE
+        )
+        sample, steps = self.stream.sample(_SAMPLE_ROWS), self.stream.steps_per_epoch
+        if self.journal is not None:
+            self.journal.update(doing="", total_steps=None if steps is None else spec.loop.epochs * steps)
+        return sample
 
     @contextlib.contextmanager
     def code(self, folder: Path) -> Iterator[None]:
@@ -238,8 +255,10 @@ class _Worker:
             module = torch_models.build_module(self._stored(work.module))
             if work.source is not None and self.context.data is not None:
                 dry_run(module, TrainingData(self.context.data), self.spec.loop)
-            metrics = loop.fit(module, self.context)
-            return self.group.whole(module), metrics
+            if self.stream is not None:
+                self.stream.device = self.context.device
+                return module, fit_stream(module, self.context, self.stream)
+            return module, loop.fit(module, self.context)
         if work.kind == "text":
             return self._fine_tuned()
         if work.kind == "benchmark":
@@ -251,16 +270,13 @@ class _Worker:
         return returned, self._latest
 
     def _fine_tuned(self) -> tuple[torch.nn.Module, Mapping[str, float]]:
-        from cloudai.artifacts.text_models import Logits
-        from cloudai.training import fine_tuning
-        from cloudai.training.texts import class_codes
+        from cloudai.training.fine_tuning import FineTuning
 
         assert self.context.data is not None
-        codes, labels = class_codes(self.context.data["targets"], self.spec.work.labels)
-        self._classifier, self._base = fine_tuning.first_weights(self.files, labels, self.group.rank)
-        module = Logits(self._classifier.model)
-        rows = fine_tuning.TokenRows(self._classifier, self.context.data["inputs"], codes)
-        return module, loop.fit(module, self.context, rows)
+        self._tuning = FineTuning(self.files, self.context.data, self.group.rank)
+        if self.journal is not None:  # of texts in blocks, their number was not known
+            self.journal.update(total_steps=total_steps(self.spec, len(self._tuning.examples)))
+        return self._tuning.module, loop.fit(self._tuning.module, self.context, self._tuning.examples)
 
     def _stored(self, key: str) -> bytes:
         """Read a file that is named by its own digest."""
@@ -268,8 +284,8 @@ class _Worker:
 
     def _save(self, module: torch.nn.Module, metrics: Mapping[str, float]) -> Model:
         """Write the model to the store."""
-        if self._classifier is not None:
-            return self._save_classifier(metrics)
+        if self._tuning is not None:
+            return self._save_texts(self._tuning, metrics)
         inputs = self.context.data["inputs"] if self.context.data is not None else None
         example = inputs[:_EXAMPLE_ROWS] if inputs is not None else getattr(module, "example_input", None)
         if example is None:
@@ -284,21 +300,17 @@ class _Worker:
             files["profile.bin"] = self._profile({"input": inputs}, signature)
         return self._write(files, {"kind": "torch", "signature": signature.to_json(), "lineage": lineage(self.spec)}, metrics)
 
-    def _save_classifier(self, metrics: Mapping[str, float]) -> Model:
-        from cloudai.artifacts import text_models
-
-        assert self._classifier is not None
-        assert self.context.data is not None
-        texts = self.context.data["inputs"]
-        files, signature = text_models.pack(self._classifier, texts[:_EXAMPLE_ROWS].tolist())
-        files["profile.bin"] = self._profile({"text": texts}, signature)
-        origin = {**lineage(self.spec), "module": self._base, "source": Path(self.spec.work.pretrained).name}
+    def _save_texts(self, tuning: FineTuning, metrics: Mapping[str, float]) -> Model:
+        files, signature = tuning.pack()
+        files["profile.bin"] = self._profile(tuning.inputs, signature)
+        origin = {**lineage(self.spec), **tuning.origin}
         facts = {"kind": "transformers", "signature": signature.to_json(), "lineage": origin}
-        return self._write(files, {**facts, "labels": list(self._classifier.labels)}, metrics)
+        return self._write(files, {**facts, "labels": list(tuning.labels)}, metrics)
 
     def _profile(self, inputs: Mapping[str, np.ndarray], signature: Signature) -> bytes:
         """Profile the rows that were trained on."""
-        validation = self.spec.loop.validation if self.spec.work.kind in _BUILT_IN else 0.0
+        sampled = self.stream is not None  # of rows that are trained on
+        validation = self.spec.loop.validation if self.spec.work.kind in _BUILT_IN and not sampled else 0.0
         held = examples.split(len(next(iter(inputs.values()))), validation, self.spec.seed)
         trained = {name: array[held.train.numpy()] for name, array in inputs.items()}
         return Profile.of(named_columns(trained, signature, self.spec.work.features)).to_bytes()

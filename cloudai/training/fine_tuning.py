@@ -1,36 +1,135 @@
-"""The worker's part of training a classifier of texts: the same first weights in every attempt, and rows of tokens."""
+"""The worker's part of training a pretrained model on texts: the same first weights in every attempt, and what comes out."""
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
-from cloudai.artifacts import pretrained, text_models, text_sources, trees
-from cloudai.artifacts.text_models import Classifier
-from cloudai.errors import DataError, IntegrityError
+from cloudai.artifacts import pretrained, text_files, text_sources, trees
+from cloudai.artifacts.signature import Signature
+from cloudai.artifacts.text_models import TextModel
+from cloudai.errors import IntegrityError
 from cloudai.specs.training import TrainSpec
 from cloudai.training import randomness
+from cloudai.training.examples import Examples
 from cloudai.training.job import RunFiles
-from cloudai.training.parts import longest_first
+from cloudai.training.tasks.answers import AnswerRows
+from cloudai.training.tasks.language import BlockRows
+from cloudai.training.tasks.pairs import PairRows
+from cloudai.training.tasks.rows import ClassRows
+from cloudai.training.tasks.tags import TagRows
+from cloudai.training.texts import class_codes
 
-__all__ = ["TokenRows", "first_weights"]
+__all__ = ["FineTuning", "first_weights"]
 
 _BASE = "base.json"
+_EXAMPLE_ROWS = 8
+
+_ROWS: Mapping[str, Callable[[Any, Mapping[str, np.ndarray]], Examples]] = {
+    "text-classification": ClassRows,
+    "token-classification": TagRows,
+    "question-answering": AnswerRows,
+    "causal-lm": BlockRows,
+    "embeddings": PairRows,
+}
 
 
-def first_weights(files: RunFiles, labels: Sequence[str], rank: int) -> tuple[Classifier, str]:
+class FineTuning:
+    """A pretrained model on its way from the first weights to the files of the model that comes out.
+
+    Parameters
+    ----------
+    files : RunFiles
+        The run's.
+    data : mapping of str to array
+        As `cloudai.training.tasks.parsing.parse` made it; of a file that the worker read, classes as they stand there.
+    rank : int
+        Which worker this is.
+
+    Attributes
+    ----------
+    module : torch.nn.Module
+        What is trained.
+    examples : Examples
+        What it is trained on.
+    origin : dict of str to str
+        Where the first weights come from.
+    labels : tuple of str
+        The names of the classes, where there are any.
+    """
+
+    def __init__(self, files: RunFiles, data: Mapping[str, np.ndarray], rank: int) -> None:
+        work = files.spec.work
+        data, self.labels = _with_codes(data, work.labels)
+        self._data = data
+        self._model, base = first_weights(files, self.labels, rank, _facts(files.spec, data))
+        self._lora = work.text.lora is not None
+        self.module = self._model.trainable()
+        if self._lora:
+            from cloudai.training.adapters import keep_only_trained
+
+            keep_only_trained(self.module)
+        self.examples = _ROWS[work.text.task](self._model, data)
+        self.origin = {"module": base, "source": Path(work.pretrained).name}
+
+    @property
+    def inputs(self) -> dict[str, np.ndarray]:
+        """The model's inputs, as the training data has them."""
+        return {name: self._data[array] for name, array in self._model.inputs.items()}
+
+    def pack(self) -> tuple[dict[str, bytes], Signature]:
+        """Return the files of the trained model.
+
+        Raises
+        ------
+        SpecError
+            As `cloudai.artifacts.text_files.pack`.
+        """
+        self._model.model.eval().cpu()
+        model, beside = self._model, {}
+        if self._lora:
+            from cloudai.training import adapters
+
+            beside = adapters.adapter_files(model)
+            model = adapters.merged(model)
+        model.model.requires_grad_(True)
+        files, signature = text_files.pack(model, {name: array[:_EXAMPLE_ROWS] for name, array in self.inputs.items()})
+        return {**files, **beside}, signature
+
+
+def _with_codes(data: Mapping[str, np.ndarray], labels: Sequence[str]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Return data with classes as numbers, and their names; a file that a worker reads may have texts."""
+    if "targets" not in data or "answers" in data:
+        return dict(data), ()
+    codes, names = class_codes(data["targets"], labels)
+    return {**data, "targets": codes}, names
+
+
+def _facts(spec: TrainSpec, data: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return what the model has to know beside its weights."""
+    if spec.work.text.task == "causal-lm":
+        return {"max_new_tokens": spec.work.text.max_new_tokens}
+    if spec.work.text.task == "question-answering":
+        return {"unanswerable": bool((data["answers"] == 0).any())}
+    return {}
+
+
+def first_weights(
+    files: RunFiles, labels: Sequence[str], rank: int, facts: Mapping[str, Any] | None = None
+) -> tuple[TextModel, str]:
     """Load what training begins with; in every attempt the same.
 
     Returns
     -------
-    classifier : Classifier
-        With a last layer for the classes.
+    model : TextModel
+        With a last layer for the classes, and with adapters where the run asks for them.
     digest : str
         Of the files that it was loaded from.
 
@@ -39,7 +138,7 @@ def first_weights(files: RunFiles, labels: Sequence[str], rank: int) -> tuple[Cl
     IntegrityError
         If the files are not those that the first attempt began with.
     CloudAIError
-        As `cloudai.artifacts.text_models.load_folder`.
+        As `cloudai.artifacts.text_files.load_folder`.
     """
     spec = files.spec
     with _folder(files) as folder:
@@ -50,13 +149,26 @@ def first_weights(files: RunFiles, labels: Sequence[str], rank: int) -> tuple[Cl
         elif recorded is not None and recorded["sha256"] != digest:
             fix = "train anew; leave the folder alone while a run may come back"
             raise IntegrityError(f"{spec.work.pretrained!r} was changed since this run began", fix=fix)
-        randomness.seed_all(spec.seed, 0)  # the new layer is drawn; of several workers the first one's counts
+        randomness.seed_all(spec.seed, 0)  # what is new is drawn; of several workers the first one's counts
         draw = bool(spec.work.module) and not any(folder.glob("*.safetensors"))  # a config comes without weights
-        classifier = text_models.load_folder(folder, classes=labels, draw=draw)
+        kind = text_files.KINDS[spec.work.text.task]
+        model = _prepared(text_files.load_folder(folder, kind, classes=labels, draw=draw, facts=facts), spec)
     randomness.seed_all(spec.seed, rank)
-    tokenizer = classifier.tokenizer
-    tokenizer.model_max_length = min(tokenizer.model_max_length, spec.loop.max_length or tokenizer.model_max_length)
-    return classifier, digest
+    return model, digest
+
+
+def _prepared(model: TextModel, spec: TrainSpec) -> TextModel:
+    """Return the model as it is trained: texts cut off, less kept for the backward pass, adapters."""
+    tokenizer = model.tokenizer
+    tokenizer.model_max_length = min(tokenizer.model_max_length, spec.loop.max_length or model.longest)
+    model = replace(model)  # checks what it was checked for again, of the new length
+    if spec.work.text.gradient_checkpointing:
+        model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if spec.work.text.lora is not None:
+        from cloudai.training.adapters import adapted
+
+        model = adapted(model, spec.work.text.lora)
+    return model
 
 
 @contextmanager
@@ -80,53 +192,3 @@ def _digest(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-class TokenRows:
-    """Labelled texts as the loop sees them: tokenised once, padded part by part.
-
-    Parameters
-    ----------
-    texts : array of str, shape (n,)
-        Cut off at the tokenizer's ``model_max_length``.
-    codes : int64[n]
-        Their classes.
-    """
-
-    at_once = 64
-    """How many rows are measured together."""
-
-    def __init__(self, classifier: Classifier, texts: np.ndarray, codes: np.ndarray) -> None:
-        if texts.dtype.kind != "O":
-            raise DataError("the inputs are no texts", fix="give texts as data=, or train a module on numbers")
-        self._classifier = classifier
-        self._tokens = classifier.tokens(texts.tolist())
-        self._codes = torch.from_numpy(codes)
-        self.lengths = np.array([len(tokens) for tokens in self._tokens])
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def weight(self, rows: torch.Tensor) -> float:
-        """Return how many texts there are."""
-        return float(len(rows))
-
-    def loss(self, module: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
-        """Return the summed loss of some texts."""
-        return self._summed(self._scores(module, rows), rows)
-
-    def measure(self, module: torch.nn.Module, rows: torch.Tensor) -> dict[str, float]:
-        """Return the mean loss, and the share of texts whose class is right."""
-        ordered = longest_first(rows, self.lengths)
-        scores = torch.cat([self._scores(module, part) for part in torch.split(ordered, self.at_once)])
-        right = (scores.argmax(dim=1).cpu() == self._codes[ordered]).float().mean()
-        return {"val_loss": float(self._summed(scores, ordered)) / self.weight(rows), "val_accuracy": float(right)}
-
-    def _scores(self, module: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
-        device = next(module.parameters()).device
-        tokens = self._classifier.padded([self._tokens[row] for row in rows.tolist()])
-        scores: torch.Tensor = module(*(part.to(device) for part in tokens))
-        return scores.float()
-
-    def _summed(self, scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(scores, self._codes[rows].to(scores.device), reduction="sum")

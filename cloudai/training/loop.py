@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,11 +17,11 @@ from cloudai.training.devices import computing, uses_bfloat16
 from cloudai.training.examples import Examples, Supervised, split
 from cloudai.training.parts import longest_first, parts_of
 
-__all__ = ["batches_of", "fit", "rate_at"]
+__all__ = ["CURVE", "batches_of", "fit", "rate_at"]
 
 log = logging.getLogger(__name__)
 
-_CURVE = 200
+CURVE = 200
 """A run reports about this many points of its loss."""
 
 
@@ -74,22 +74,27 @@ class _Fit:
         self.module = module.to(self.device)
         self.examples = _arrays(context) if examples is None else examples
         self.lengths = self.examples.lengths
-        self.rows = split(len(self.examples), self.loop.validation, context.seed)
         self.wrapped = context.wrap(module)
         self.optimizer = _optimizer(module, self.loop)
-        self.batches = batches_of(len(self.rows.train), self.loop.batch_size, context.spec.scaling.largest)
-        self.steps = self.loop.epochs * self.batches
         self.scheduled = self.loop.lr_schedule != "constant" or self.loop.warmup > 0
         self.most = self.loop.micro_batch
-        self.epoch, self.batch, self.seen = 0, 0, 0.0
+        self.epoch, self.batch, self.before, self.seen = 0, 0, 0, 0.0
         self.first = 1
         self.total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.final: dict[str, float] = {}
+        self._divide()
+
+    def _divide(self) -> None:
+        """See which rows train, and in how many steps."""
+        self.rows = split(len(self.examples), self.loop.validation, self.context.seed)
+        self.batches = batches_of(len(self.rows.train), self.loop.batch_size, self.context.spec.scaling.largest)
+        self.steps = self.loop.epochs * self.batches
+        self.every = max(1, self.steps // CURVE)
 
     @property
     def step(self) -> int:
-        """Optimiser steps done."""
-        return self.epoch * self.batches + self.batch
+        """Optimiser steps done: those of the epochs before, and of this one."""
+        return self.before + self.batch
 
     def run(self) -> dict[str, float]:
         self._restore()
@@ -105,21 +110,25 @@ class _Fit:
         self.context.works(self.module, inputs, dtype)
 
     def _epoch(self) -> None:
-        order = self._order()
-        every = max(1, self.steps // _CURVE)
         self.wrapped.train()
         self.context.meter.begin()
-        while self.batch < self.batches:
-            loss = self._step(self._rows_of_step(order))
+        for rows, is_last in self._batches():
+            loss = self._step(rows)
             self.batch += 1
             if self.step == self.first:
                 self.context.on_first_step()
-            if self.step % every == 0 or self.step == 1:
+            if self.step % self.every == 0 or self.step == 1:
                 self.context.report({"loss": float(loss)}, step=self.step)
-            if self.batch < self.batches and self.context.due():
+            if not is_last and self.context.due():
                 self._save()
                 self.context.stop_if_told()
         self._end_of_epoch()
+
+    def _batches(self) -> Iterator[tuple[torch.Tensor, bool]]:
+        """Yield the rows of each step that is left of this epoch, and whether it is the last."""
+        order = self._order()
+        while self.batch < self.batches:
+            yield self._rows_of_step(order), self.batch == self.batches - 1
 
     def _order(self) -> torch.Tensor:
         """Return this epoch's order of rows; drawn from the seed, so it needs no place in the checkpoint."""
@@ -135,7 +144,7 @@ class _Fit:
         """Take one step over rows of all ranks, and return the mean loss of this rank's."""
         mine = self._share(longest_first(rows, self.lengths))
         weight = self.examples.weight(mine)
-        loss = self._gradients(mine, self.examples.weight(rows))
+        loss = self._gradients(mine, self._weight(rows))
         if self.loop.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.loop.max_grad_norm)
         if self.scheduled:
@@ -146,6 +155,10 @@ class _Fit:
         self.seen += weight
         self.context.meter.ended(len(mine), 0 if self.lengths is None else int(self.lengths[mine].sum()))
         return loss / weight
+
+    def _weight(self, rows: torch.Tensor) -> float:
+        """Return what the summed loss of all ranks is divided by."""
+        return self.examples.weight(rows)
 
     def _share(self, rows: torch.Tensor) -> torch.Tensor:
         """Return this rank's rows of a batch; a last batch is cut so that all ranks have equally many."""
@@ -198,7 +211,7 @@ class _Fit:
 
     def _end_of_epoch(self) -> None:
         metrics = {"epoch_loss": float(self.total) / max(1.0, self.seen), **self._measure()}
-        step = self.step
+        step = self.before = self.step
         self.epoch, self.batch, self.seen = self.epoch + 1, 0, 0.0
         self.total.zero_()
         self.final = metrics
@@ -218,6 +231,7 @@ class _Fit:
     def _save(self) -> None:
         total = float(self.total)
         progress = {"epoch": self.epoch, "batch": self.batch, "total": total, "seen": self.seen, "final": self.final}
+        progress["before"] = self.before
         progress["most"] = self.most  # in other parts, another dropout would be drawn
         own = {"buffers": dict(self.module.named_buffers()), "total": total, "seen": self.seen}
         model, optimizer = self.context.group.state(self.module, self.optimizer)
@@ -230,7 +244,8 @@ class _Fit:
             return
         self.context.group.load(self.module, self.optimizer, saved["model"], saved["optimizer"])
         progress = saved["progress"]
-        self.epoch, self.batch, self.final, self.most = (progress[name] for name in ("epoch", "batch", "final", "most"))
+        self.epoch, self.batch, self.before = (progress[name] for name in ("epoch", "batch", "before"))
+        self.final, self.most = progress["final"], progress["most"]
         own: Any = self.context.own or progress
         self.seen = own["seen"]
         self.total.fill_(own["total"])

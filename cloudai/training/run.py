@@ -15,7 +15,7 @@ from cloudai.display import Card, Curve, duration
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import JobId
 from cloudai.errors import IntegrityError, NotFoundError, NotReadyError, RunFailedError, SpecError, StoreError
-from cloudai.planning.spending import Spending, spending
+from cloudai.planning.spending import Span, Spending, spending
 from cloudai.specs.confidential import redact
 from cloudai.specs.training import TrainSpec
 from cloudai.state.handles import Handle
@@ -31,7 +31,7 @@ from cloudai.training.performance import Performance
 from cloudai.training.profiling import Trace
 from cloudai.training.tracked import read_note
 
-__all__ = ["Run", "RunStatus"]
+__all__ = ["Run", "RunStatus", "run_spans", "run_spending"]
 
 _POLL = 0.1  # seconds between two looks while waiting
 _POLL_REMOTE = 0.5  # where a look is a request that costs money
@@ -219,7 +219,12 @@ class Run(Handle):
             raise NotReadyError(f"the run {self.name!r} is {self.phase}: it has no model yet", fix="run.wait() first")
         if self.phase != "succeeded":
             raise self._failure()
-        entry = self._record.status.get("model")
+        entry, parent = self._record.status.get("model"), self._record.desired.get("parent")
+        if entry is not None and parent:
+            raise NotReadyError(
+                f"{self.name!r} is a trial, and its search keeps one model",
+                fix=f"cloudai.attach('run/{parent}').model is the best",
+            )
         if entry is None:
             raise NotReadyError(f"the run {self.name!r} made no model", fix="return a torch.nn.Module from your function")
         return Model.open(entry["uri"], entry["digest"])
@@ -404,9 +409,14 @@ class Run(Handle):
 
 def run_spending(record: Record, now: float) -> Spending:
     """Return what a run's record says that it has cost up to `now`, a unix time."""
+    return spending(run_spans(record), now)
+
+
+def run_spans(record: Record) -> list[Span]:
+    """Return when and at which price each attempt of a run was somewhere."""
     attempts: Sequence[Mapping[str, Any]] = record.status.get("attempts", [])
     over = record.updated if record.ended else None
-    return spending(spans_of(attempts, over), now)
+    return spans_of(attempts, over)
 
 
 class _ProgressLine:

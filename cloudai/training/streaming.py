@@ -93,7 +93,8 @@ class Stream:
         device: torch.device | None = None,
         patience: float = 10.0,
     ) -> None:
-        self._source, self._loop, self._seed, self._device = source, loop, seed, device
+        self._source, self._loop, self._seed = source, loop, seed
+        self.device = device
         self._rank, self._world = rank, world_size
         self._patience = patience
         self._pieces = pieces_of(source, patience)
@@ -140,7 +141,8 @@ class Stream:
 
     def measure(self, module: torch.nn.Module) -> dict[str, float]:
         """Return metrics of the rows held back, of a module that is in evaluation mode; they are read for it."""
-        total, count = {}, 0  # type: dict[str, float], int
+        total: dict[str, float] = {}
+        count = 0
         for columns in self._held():
             examples = self._examples(columns)
             for name, value in examples.measure(module, torch.arange(len(examples))).items():
@@ -160,7 +162,7 @@ class Stream:
 
     def _examples(self, columns: Columns) -> Supervised:
         arrays = assembled(columns, self._source).arrays
-        return Supervised(arrays["inputs"], arrays["targets"], self._loop.loss, self._device)
+        return Supervised(arrays["inputs"], arrays["targets"], self._loop.loss, self.device)
 
     def _share(self, columns: Columns) -> Columns:
         """Return this worker's rows of a batch; a last batch is cut so that all have equally many."""
@@ -248,7 +250,7 @@ class Stream:
     def _held(self) -> Iterator[Columns]:
         """Yield the rows held back, in the order of the files, some at once."""
         found: list[Columns] = []
-        for piece in self._pieces:
+        for piece in self._pieces if self._loop.validation else ():
             for chunk in self._chunks_of(piece):
                 if chunk.held:
                     found.append(chunk.read(held=True, seed=self._seed))

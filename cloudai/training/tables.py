@@ -9,12 +9,13 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
+import psutil
 
 from cloudai.artifacts.filesystems import filesystem, is_local
 from cloudai.artifacts.patience import persist
@@ -30,6 +31,8 @@ _LISTS = ("list", "int list")
 _MOST_FILES = 10_000
 _COUNTED_FILES = 32
 """Of so many parquet files the footers are read, so that the number of rows is known beforehand."""
+_LARGE = 0.25
+"""The share of the machine's memory from which on files are streamed."""
 _VERSIONS = (
     "ETag",
     "Content-MD5",
@@ -60,6 +63,9 @@ class Table:
         The columns that become the inputs, in this order; by default all others.
     text : str
         The column of texts that becomes the inputs, for models that take texts.
+    stream : bool, optional
+        Whether the rows are read while they are trained on, so that they need not fit into memory. By default where the
+        files are larger than a quarter of this machine's memory. For modules trained by the built-in loop.
 
     Examples
     --------
@@ -71,6 +77,7 @@ class Table:
     target: str = ""
     features: Sequence[str] | None = None
     text: str = ""
+    stream: bool | None = None
 
     @property
     def in_files(self) -> bool:
@@ -78,6 +85,11 @@ class Table:
         return isinstance(self.source, str | Path) or (
             isinstance(self.source, list | tuple) and all(isinstance(part, str | Path) for part in self.source)
         )
+
+    def absolute(self) -> Table:
+        """Return the same table of files with full paths, for a process that works in another folder."""
+        given = [self.source] if isinstance(self.source, str | Path) else self.source
+        return replace(self, source=tuple(map(_address, given)))
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,10 @@ def survey(table: Table, *, integers: bool) -> Survey:
     kinds = {name: "text" if name == table.text else found.kinds[name] for name in names}
     inputs = names[:-1] if table.target else names
     integers = integers and all(kinds[name] in ("int", "int list") for name in inputs)
-    source = Source.of(format=form, files=files, target=table.target, inputs=inputs, kinds=kinds, integers=integers)
+    stream = _is_large(files) if table.stream is None else table.stream
+    source = Source.of(
+        format=form, files=files, target=table.target, inputs=inputs, kinds=kinds, integers=integers, stream=stream
+    )
     if found.first is not None:
         _check_first(found.first, kinds, files[0].path)
     return Survey(source, _rows(files, found.rows) if form == "parquet" else 0, found.widths)
@@ -146,6 +161,11 @@ def choose(table: Table, kinds: Mapping[str, str], where: str) -> list[str]:
     if lists:
         raise DataError(f"the column {lists[0]!r} of {where} holds lists", fix="pass it alone: features=[…] with its name")
     return names
+
+
+def _is_large(files: Sequence[SourceFile]) -> bool:
+    """Whether files may not fit into this machine's memory: parquet is compressed, and arrays are copied on their way."""
+    return sum(file.size for file in files) > _LARGE * int(psutil.virtual_memory().total)
 
 
 def _fix_of(name: str, table: Table) -> str:

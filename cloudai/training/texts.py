@@ -1,4 +1,4 @@
-"""Classifiers of texts as work: what is checked in the process that calls, without transformers where that need not be."""
+"""Pretrained models on texts as work: what is checked in the process that calls, without transformers if that need not be."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ import numpy as np
 from cloudai import texts
 from cloudai.artifacts import pretrained, trees
 from cloudai.errors import DataError, NotFoundError, SpecError
+from cloudai.training.columns import columns_of, text_column
 
-__all__ = ["LOOP", "LabelledTexts", "Pretrained", "class_codes", "is_pretrained", "parse_pretrained", "parse_texts"]
-
-LOOP: Mapping[str, Any] = {"lr": 5e-5, "epochs": 3, "batch_size": 16}
-"""The loop's defaults for pretrained models: what was learned before is not to be overrun."""
+__all__ = ["LabelledTexts", "Pretrained", "agreeing", "class_codes", "is_pretrained", "parse_pretrained", "parse_texts"]
 
 _TEXT_NAMES, _LABEL_NAMES = ("text", "texts", "inputs", "sentence"), ("label", "labels", "targets")
 _FORMS = "give (texts, labels), a dict, data frame or Hugging Face dataset with 'text' and 'label'"
@@ -63,7 +61,7 @@ def _is_a(thing: Any, *names: str) -> bool:
     return any(kind.__name__ in names and kind.__module__.startswith("transformers.") for kind in type(thing).__mro__)
 
 
-def parse_pretrained(work: Any) -> Pretrained:
+def parse_pretrained(work: Any, task: str = "text-classification") -> Pretrained:
     """Check what can be checked of a pretrained model without loading it.
 
     Raises
@@ -73,21 +71,21 @@ def parse_pretrained(work: Any) -> Pretrained:
     IntegrityError
         If the weights are pickled, or code from beside the model would have to run.
     SpecError
-        If it cannot classify texts, or comes without its tokenizer.
+        If it cannot do the task, or comes without its tokenizer.
     """
     if isinstance(work, str | Path):
         folder = Path(work).expanduser()
         if folder.is_dir():
-            return Pretrained(str(folder.resolve()), labels=_known_labels(pretrained.check_folder(folder)))
+            return Pretrained(str(folder.resolve()), labels=_known_labels(pretrained.check_folder(folder, task=task)))
         if isinstance(work, str) and pretrained.is_name(work):
             return Pretrained(work)
         raise NotFoundError(f"there is no folder {str(work)!r}", fix="give a folder that save_pretrained wrote, or a name")
     if not isinstance(work, tuple) or len(work) != 2 or not _is_a(work[1], "PreTrainedTokenizerBase"):
         raise SpecError("the model comes without its tokenizer", fix="give both: (model, tokenizer) or (config, tokenizer)")
-    return _of_objects(*work)
+    return _of_objects(*work, task)
 
 
-def _of_objects(model: Any, tokenizer: Any) -> Pretrained:
+def _of_objects(model: Any, tokenizer: Any, task: str) -> Pretrained:
     if not _is_a(model, "PreTrainedModel", "PreTrainedConfig", "PretrainedConfig"):
         raise SpecError(f"cannot train a {type(model).__name__} on texts", fix="give a model or a config of transformers")
     from cloudai.artifacts import text_sources
@@ -97,7 +95,7 @@ def _of_objects(model: Any, tokenizer: Any) -> Pretrained:
         raise SpecError(f"{type(model).__name__} is not in transformers itself", fix="train it as a module, with data=")
     with tempfile.TemporaryDirectory(prefix="cloudai-text-") as name:
         text_sources.in_folder(Path(name), model, tokenizer)
-        config = pretrained.check_folder(Path(name), weights=has_weights)
+        config = pretrained.check_folder(Path(name), weights=has_weights, task=task)
         files = {path.name: path.read_bytes() for path in pretrained.taken_files(Path(name))}
     tree = {file: np.frombuffer(content, np.uint8) for file, content in files.items()}
     return Pretrained(archive=trees.dump(tree), labels=_known_labels(config))
@@ -127,56 +125,19 @@ def parse_texts(data: Any, known: Sequence[str] = ()) -> LabelledTexts:
     DataError
         If there is no row, a text is none, lengths differ, or there are not at least two classes.
     """
-    given, labels, names = _parts(data)
-    array = _texts(given)
-    codes, found = class_codes(labels, names or _agreeing(known, labels))
+    given, labels = columns_of(data, (_TEXT_NAMES, _LABEL_NAMES), _FORMS)
+    array = text_column(given.values)
+    codes, found = class_codes(labels.values, labels.names or agreeing(known, labels.values))
     if len(array) != len(codes):
         raise DataError(f"there are {len(array)} texts and {len(codes)} labels", fix="give one label for each text")
     return LabelledTexts(array, codes, found)
 
 
-def _agreeing(known: Sequence[str], labels: Any) -> Sequence[str]:
+def agreeing(known: Sequence[str], labels: Any) -> Sequence[str]:
     """Return the classes that a model knows; none where integer labels are not surely their numbers."""
     array = np.asarray(labels if hasattr(labels, "__array__") else list(labels))
     counts = array.dtype.kind not in "iu" or set(array.ravel().tolist()) == set(range(len(known)))
     return known if counts else ()
-
-
-def _parts(data: Any) -> tuple[Any, Any, tuple[str, ...]]:
-    """Return texts, labels, and the names of the classes where a dataset has them."""
-    if data is None:
-        raise DataError("there is nothing to train on", fix=_FORMS)
-    if isinstance(data, tuple | list) and len(data) == 2:
-        return data[0], data[1], ()
-    columns = data.column_names if hasattr(data, "column_names") else getattr(data, "columns", data)
-    if isinstance(columns, Mapping) and hasattr(data, "column_names"):
-        raise DataError("the dataset has several splits", fix=f"give one of them: data[{next(iter(columns), 'train')!r}]")
-    if not isinstance(data, Mapping) and columns is data:
-        raise DataError(f"data cannot be a {type(data).__name__}", fix=_FORMS)
-    text, label = (_column(list(columns), wanted) for wanted in (_TEXT_NAMES, _LABEL_NAMES))
-    features = getattr(data, "features", None)
-    names = getattr(features[label], "names", None) if isinstance(features, Mapping) else None
-    return data[text], data[label], tuple(map(str, names or ()))
-
-
-def _column(columns: Sequence[Any], wanted: Sequence[str]) -> Any:
-    for name in wanted:
-        if name in columns:
-            return name
-    raise DataError(f"the data has no column {wanted[0]!r}, but {', '.join(map(str, columns[:9]))}", fix=_FORMS)
-
-
-def _texts(given: Any) -> np.ndarray:
-    if isinstance(given, str):
-        raise DataError("the texts are one text", fix="give a list of texts")
-    array = np.asarray(given if hasattr(given, "__array__") else list(given), dtype=object)
-    if array.ndim != 1 or not len(array):
-        raise DataError(f"the texts have the shape {list(array.shape)}", fix="give a list with at least one text")
-    bad = texts.first_bad(array)
-    if bad is not None:
-        what = "half a character" if isinstance(bad[1], str) else repr(bad[1])[:40]
-        raise DataError(f"text {bad[0]} is {what}, not a text", fix="drop or fill what is missing before training")
-    return array.astype(object)
 
 
 def class_codes(labels: Any, names: Sequence[str] = ()) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -6,22 +6,25 @@ import inspect
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cloudai.artifacts import trees
+from cloudai.artifacts.pretrained import SHORTEST_WINDOW
 from cloudai.artifacts.store import Store, content_key
 from cloudai.capture.bundle import Bundle
 from cloudai.capture.code import capture, locator
 from cloudai.errors import DataError, SpecError
 from cloudai.specs.confidential import refuse_secrets
+from cloudai.specs.texts import TextTask
 from cloudai.specs.training import Loop, Work
 from cloudai.training.data import TrainingData, parse_data
 from cloudai.training.tables import Table
-from cloudai.training.texts import LOOP, is_pretrained, parse_pretrained, parse_texts
+from cloudai.training.tasks.parsing import LOOPS, LORA_LOOP, asked_of, parse
+from cloudai.training.texts import is_pretrained, parse_pretrained
 
 __all__ = ["Prepared", "base_name", "dry_run", "loop_defaults", "prepare"]
 
@@ -60,6 +63,7 @@ def _prepared(
     parameters: int = 0,
     pretrained: str = "",
     labels: tuple[str, ...] = (),
+    text: TextTask = TextTask(),  # noqa: B008  frozen
 ) -> Prepared:
     files: dict[str, bytes] = {}
 
@@ -80,12 +84,18 @@ def _prepared(
         features=data.features if data is not None else (),
         pretrained=pretrained,
         labels=labels,
+        text=text,
     )
     return Prepared(work, files)
 
 
-def prepare(work: Any, data: Any, loop: Loop) -> Prepared:
+def prepare(work: Any, data: Any, loop: Loop, text: Mapping[str, Any] | None = None) -> Prepared:
     """Check and capture what is to be trained.
+
+    Parameters
+    ----------
+    text : mapping, optional
+        What is asked for of a pretrained model: the fields of `cloudai.specs.texts.TextTask`.
 
     Raises
     ------
@@ -95,7 +105,9 @@ def prepare(work: Any, data: Any, loop: Loop) -> Prepared:
         If something that the code refers to cannot be carried to a worker.
     """
     if is_pretrained(work):
-        return _prepare_texts(work, data, loop)
+        return _prepare_texts(work, data, loop, asked_of(text or {}))
+    if text:
+        raise SpecError(f"{min(text)}= is for pretrained models of transformers", fix="leave it out, or pass such a model")
     if loop.max_length is not None:
         raise SpecError("max_length= is for models of texts", fix="leave it out, or pass a pretrained model")
     torch = sys.modules.get("torch")
@@ -104,7 +116,7 @@ def prepare(work: Any, data: Any, loop: Loop) -> Prepared:
     if callable(work) and hasattr(work, "__code__"):
         _check_takes_context(work)
         bundle = capture([work])
-        parsed = parse_data(data, integers=True) if data is not None else None
+        parsed = _in_memory(parse_data(data, integers=True), data) if data is not None else None
         return _prepared("function", bundle=bundle, entry=bundle.entries[work.__qualname__], data=parsed)
     raise SpecError(
         f"cannot train {type(work).__name__}",
@@ -112,27 +124,57 @@ def prepare(work: Any, data: Any, loop: Loop) -> Prepared:
     )
 
 
-def loop_defaults(work: Any) -> Mapping[str, Any]:
+def loop_defaults(work: Any, text: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
     """Return the loop's options that are other by default for this work."""
-    return LOOP if is_pretrained(work) else {}
+    if not is_pretrained(work):
+        return {}
+    asked = asked_of(text or {})
+    return {**LOOPS[asked.task], **(LORA_LOOP if asked.lora is not None else {})}
 
 
-def _prepare_texts(work: Any, data: Any, loop: Loop) -> Prepared:
+def _prepare_texts(work: Any, data: Any, loop: Loop, text: TextTask) -> Prepared:
     if loop.loss != "cross_entropy":
-        raise SpecError(f"a classifier of texts cannot be trained with loss={loop.loss!r}", fix="leave loss= out")
-    first = parse_pretrained(work)
+        raise SpecError(f"a model of texts cannot be trained with loss={loop.loss!r}", fix="leave loss= out")
+    if text.task == "question-answering" and (loop.max_length or SHORTEST_WINDOW) < SHORTEST_WINDOW:
+        fix = f"give max_length={SHORTEST_WINDOW} or more, 384 is usual"
+        raise SpecError(f"a question and its context do not fit into {loop.max_length} tokens", fix=fix)
+    first = parse_pretrained(work, text.task)
     if isinstance(data, Table):
-        return _prepared("text", module=first.archive, data=_text_table(data), pretrained=first.source)
-    rows = parse_texts(data, first.labels)
-    arrays = TrainingData({"inputs": rows.texts, "targets": rows.codes})
-    return _prepared("text", module=first.archive, data=arrays, pretrained=first.source, labels=rows.labels)
+        table = _text_table(data, text.task)
+        return _prepared("text", module=first.archive, data=table, pretrained=first.source, text=text)
+    rows = parse(text.task, data, first.labels)
+    arrays = TrainingData(rows.arrays)
+    return _prepared("text", module=first.archive, data=arrays, pretrained=first.source, labels=rows.labels, text=text)
 
 
-def _text_table(table: Table) -> TrainingData:
+def _text_table(table: Table, task: str) -> TrainingData:
     """Check a table of texts without reading it: the worker does that, and finds the classes."""
+    if task == "causal-lm" and table.text and not table.target:
+        return parse_data(table, texts=True)
+    if task == "causal-lm":
+        raise DataError("a model that continues texts needs a column of texts alone", fix="give Table(…, text=…)")
+    if task != "text-classification":
+        fix = "read it, and pass the data frame or Hugging Face dataset"
+        raise DataError(f"a table has one column of texts, and task={task!r} needs more than one", fix=fix)
     if not table.text or not table.target:
         raise DataError("a model of texts needs a column of texts and one of labels", fix="give Table(…, text=…, target=…)")
-    return parse_data(table, texts=True)
+    return _in_memory(parse_data(table, texts=True), table)
+
+
+def _in_memory(parsed: TrainingData, data: Any) -> TrainingData:
+    """Return data that is read into memory as a whole, whatever its size.
+
+    Raises
+    ------
+    DataError
+        If it was asked for as a stream.
+    """
+    if isinstance(data, Table) and data.stream:
+        fix = "leave stream=True out, or train a torch.nn.Module on numbers"
+        raise DataError("only modules that the built-in loop trains take a stream", fix=fix)
+    if parsed.source is None:
+        return parsed
+    return replace(parsed, source=parsed.source.model_copy(update={"stream": False}))
 
 
 def _check_takes_context(function: Any) -> None:

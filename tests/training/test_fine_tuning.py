@@ -14,17 +14,16 @@ import torch
 import transformers
 
 from cloudai import errors
-from cloudai.artifacts.model import Model
-from cloudai.artifacts.store import Store
-from cloudai.specs.training import CheckpointPolicy, Loop, TrainSpec
-from cloudai.training import fine_tuning
-from cloudai.training.context import Solo
-from cloudai.training.execution import FAILED, STOPPED, SUCCEEDED, execute
+from cloudai.specs.training import Loop, TrainSpec
+from cloudai.training.execution import FAILED, STOPPED, SUCCEEDED
 from cloudai.training.job import RunFiles
 from cloudai.training.journal import JournalReader
 from cloudai.training.tables import Table
-from cloudai.training.work import base_name, loop_defaults, prepare
+from cloudai.training.tasks.rows import ClassRows
+from cloudai.training.work import prepare
 from tests.artifacts import classifiers
+from tests.training import text_runs
+from tests.training.text_runs import attempt, model_of
 
 DATA = (classifiers.TEXTS * 6, classifiers.LABELS * 6)
 OPTIONS = {"lr": 0.01, "epochs": 3, "batch_size": 8}
@@ -36,22 +35,7 @@ def folder(tmp_path):
 
 
 def asked_for(store: Path, work, data, name="t", **options) -> TrainSpec:
-    """Do what `train` does up to the worker."""
-    loop = Loop.of(**{**loop_defaults(work), **OPTIONS, **options})
-    prepared = prepare(work, data, loop)
-    prepared.put(Store(str(store)))
-    facts = {"checkpoint": CheckpointPolicy.of(every=0.001), "lease": 60, "store": str(store), "tracking": "none"}
-    return TrainSpec.of(name=name, model_name=base_name(work), work=prepared.work, loop=loop, **facts)
-
-
-def attempt(spec: TrainSpec, number: int = 1, stop_after: int | None = None) -> int:
-    looks = iter(range(10**6))
-    return execute(spec, number, Solo(), lambda: "told" if stop_after is not None and next(looks) >= stop_after else "")
-
-
-def model_of(spec: TrainSpec) -> Model:
-    made = JournalReader(RunFiles(spec).folder).result()["model"]
-    return Model.open(made["uri"], made["digest"]).verify()
+    return text_runs.asked_for(store, work, data, name, **{**OPTIONS, **options})
 
 
 def test_a_folder_learns_and_its_model_says_names(home, tmp_path, folder):
@@ -135,11 +119,12 @@ def test_a_name_that_cannot_be_had_is_a_two_line_error(home, tmp_path, monkeypat
 
 
 def test_texts_of_unlike_length_are_computed_apart_and_give_the_same_loss(home, folder):
-    from cloudai.artifacts.text_models import Logits, load_folder
+    from cloudai.artifacts.text_classifiers import Logits
+    from cloudai.artifacts.text_files import load_folder
 
     classifier = load_folder(folder)
     texts = np.array(["good", "a good film " * 10, "", "bad"], dtype=object)
-    rows = fine_tuning.TokenRows(classifier, texts, np.array([1, 1, 0, 0]))
+    rows = ClassRows(classifier, {"inputs": texts, "targets": np.array([1, 1, 0, 0])})
     module = Logits(classifier.model).eval()
     assert rows.lengths.tolist() == [3, 16, 2, 3], "cut off at what the model takes"
     together = rows.loss(module, torch.arange(4))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -223,6 +225,37 @@ def test_a_file_that_was_changed_is_refused(tmp_path):
 def test_rows_without_targets_that_fit_are_refused(tmp_path):
     with pytest.raises(DataError, match="no row is left to train on"):
         stream(write(tmp_path, 1), validation=0.999, seed=1)
+
+
+READ_TWO_EPOCHS = """
+import resource, sys
+from itertools import chain
+import torch
+from cloudai.specs.training import Loop
+from cloudai.training import tables
+from cloudai.training.streaming import Stream
+source = tables.survey(tables.Table(sys.argv[1], target="label"), integers=False).source
+stream = Stream(source, Loop.of(batch_size=256, validation=0.1), 0)
+rows = 0
+for number, batch in enumerate(chain(stream.batches(0), stream.batches(1))):
+    rows += len(batch)
+    if number == stream.steps_per_epoch // 4:
+        begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(rows, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begin) * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_data(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        columns = {f"x{i}": rng.normal(size=100_000).astype("float32") for i in range(32)}
+        table = pa.table({**columns, "label": rng.integers(0, 10, 100_000)})
+        parquet.write_table(table, tmp_path / f"{number}.parquet", row_group_size=2**15)
+    done = subprocess.run([sys.executable, "-c", READ_TWO_EPOCHS, str(tmp_path)], capture_output=True, text=True, check=True)
+    rows, grown = map(int, done.stdout.split())
+    assert rows > 1_000_000
+    assert grown < 60 * 2**20  # the allocator's; 160 MiB came after the first quarter
 
 
 def test_a_read_that_fails_for_a_while_goes_on_where_it_was(tmp_path, monkeypatch):

@@ -1,0 +1,1 @@
+"""A search of hyper-parameters: one run whose children are trials."""
