@@ -23,6 +23,7 @@ from cloudai.errors import DataError, NotReadyError, SpecError
 from cloudai.planning import catalog
 from cloudai.planning.spending import Price
 from cloudai.specs.resources import Resources
+from cloudai.specs.texts import TextTask
 from cloudai.specs.training import TrainSpec, Work
 from cloudai.state.ledger import Ledger, Record
 from cloudai.training.job import RunFiles
@@ -143,7 +144,8 @@ def prepare_benchmark(
         price=_given(price_per_hour, now.currency),
         **_full(chosen, mode, pretrained, data, files),
     )
-    work = Work(kind="benchmark", entry=_ENTRY, rows=chosen.features)
+    task = TextTask(task="question-answering") if mode == "full" else TextTask()
+    work = Work(kind="benchmark", entry=_ENTRY, rows=chosen.features, pretrained=_absolute(pretrained), text=task)
     spec = TrainSpec.of(
         name=name,
         model_name=chosen.name,
@@ -193,8 +195,12 @@ def _full(workload: Workload, mode: str, pretrained: str, data: Any, files: dict
             ) from None
         keys.append(content_key("data", content, ".json"))
         files[keys[-1]] = content
+    return {"train": keys[0], "dev": keys[1]}
+
+
+def _absolute(pretrained: str) -> str:
     folder = Path(pretrained).expanduser()
-    return {"pretrained": str(folder.absolute()) if folder.is_dir() else pretrained, "train": keys[0], "dev": keys[1]}
+    return str(folder.absolute()) if pretrained and folder.is_dir() else pretrained
 
 
 def _resources(on: str, device: str, given: Resources | None) -> Resources:

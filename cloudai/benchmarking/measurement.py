@@ -37,8 +37,6 @@ class Asked(Spec):
     """The longest time of a window."""
     price: Given | None = None
     """What an hour costs, where the user says so; else what the place costs."""
-    pretrained: str = ""
-    """Of a full run: the folder or name of the model that is trained further."""
     train: str = ""
     """Of a full run: the store's key of the training questions."""
     dev: str = ""

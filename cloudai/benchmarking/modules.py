@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from cloudai.benchmarking.workloads import Workload
 from cloudai.errors import DataError
 from cloudai.training.examples import Examples, Supervised
 from cloudai.training.flops import of_module
-from cloudai.training.parts import longest_first
+from cloudai.training.tasks.rows import summed_loss
 
-__all__ = ["Embedder", "SpanFinder", "Spans", "build", "operations", "pretrained", "random_examples", "random_rows", "words_of"]
+__all__ = [
+    "Embedder",
+    "SpanFinder",
+    "Spans",
+    "build",
+    "check_architecture",
+    "operations",
+    "random_examples",
+    "random_rows",
+    "words_of",
+]
 
 _POOL = 1024
 """So many rows are drawn, and then used again and again: a million rows would be as fast."""
@@ -32,11 +41,9 @@ class SpanFinder(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, ids: torch.Tensor, mask: torch.Tensor | None = None, types: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the scores of starts and ends, float[n, length] each."""
-        scores = self.model(input_ids=ids, attention_mask=mask, token_type_ids=types)
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the scores of starts and ends, float[n, length] each; nothing is padded, so there is no mask."""
+        scores = self.model(input_ids=ids)
         return scores.start_logits, scores.end_logits
 
 
@@ -67,28 +74,13 @@ def build(workload: Workload) -> torch.nn.Module:
     return Embedder(BertModel(config, add_pooling_layer=False))
 
 
-def pretrained(source: str, workload: Workload) -> tuple[SpanFinder, Any]:
-    """Return a pretrained model of the workload's architecture, and its tokenizer; never from a pickle.
-
-    Raises
-    ------
-    DataError
-        If it cannot be read, or has another architecture.
-    """
-    from transformers import AutoTokenizer, BertForQuestionAnswering
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = BertForQuestionAnswering.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().split("\n")[0]
-        fix = "give a folder of save_pretrained with safetensors and a tokenizer, or a name on the Hugging Face hub"
-        raise DataError(f"the model {source!r} cannot be read: {first}", fix=fix) from error
+def check_architecture(config: Any, workload: Workload) -> None:
+    """Raise `DataError` unless a model's config is of the workload's size."""
     for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"):
-        if getattr(model.config, name) != workload.architecture[name]:
-            what = f"the model {source!r} is not that of {workload.ref}: its {name} is {getattr(model.config, name)}"
+        given = getattr(config, name, None)
+        if given != workload.architecture[name]:
+            what = f"the model is not that of {workload.ref}: its {name} is {given}"
             raise DataError(what, fix=f"give one with {name}={workload.architecture[name]}")
-    return SpanFinder(model), tokenizer
 
 
 def operations(workload: Workload, module: torch.nn.Module) -> float:
@@ -129,40 +121,27 @@ def random_examples(workload: Workload, device: torch.device) -> Examples:
         )
     rows = random_rows(workload, min(_POOL, workload.features))
     spans = torch.randint(workload.length, (len(rows), 2), generator=generator).sort(dim=1).values
-    return Spans(rows.numpy(), spans.numpy(), count=workload.features)
+    return Spans(rows, spans, workload.features)
 
 
 class Spans:
-    """Questions with their texts as tokens, and where the answer begins and ends: what the loop learns from.
+    """Random questions with their texts as tokens, and where the answer begins and ends: what the loop learns from.
 
     Parameters
     ----------
-    ids : int[m, length]
+    ids : int64[m, length]
         The tokens.
-    spans : int[m, 2]
+    spans : int64[m, 2]
         The first and the last token of each answer.
-    types : int[m, length], optional
-        0 for the question's tokens and 1 for the text's.
-    lengths : int[m], optional
-        How many tokens count in each row; by default all.
-    count : int, optional
-        How many rows there are, where the given ones are used again and again; by default `m`.
+    count : int
+        How many rows there are: the given ones are used again and again.
     """
 
     at_once = 64
+    lengths = None
 
-    def __init__(
-        self,
-        ids: np.ndarray,
-        spans: np.ndarray,
-        types: np.ndarray | None = None,
-        lengths: np.ndarray | None = None,
-        count: int | None = None,
-    ) -> None:
-        self._ids, self._spans = torch.from_numpy(ids), torch.from_numpy(spans)
-        self._types = None if types is None else torch.from_numpy(types)
-        self._count = len(ids) if count is None else count
-        self.lengths = lengths
+    def __init__(self, ids: torch.Tensor, spans: torch.Tensor, count: int) -> None:
+        self._ids, self._spans, self._count = ids, spans, count
 
     def __len__(self) -> int:
         """Return how many rows there are."""
@@ -173,27 +152,12 @@ class Spans:
         return float(len(rows))
 
     def loss(self, module: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
-        """Return the summed loss: the mean of the cross entropies of start and end (Devlin et al. 2019, section 4.2)."""
-        starts, ends = self.scores(module, rows)
-        spans = self._spans[rows % len(self._ids)].to(starts.device)
-        entropy = torch.nn.functional.cross_entropy
-        return (entropy(starts, spans[:, 0], reduction="sum") + entropy(ends, spans[:, 1], reduction="sum")) / 2
+        """Return the summed loss: the mean of those of start and end (Devlin et al. 2019, section 4.2)."""
+        device, index = next(module.parameters()).device, rows % len(self._ids)
+        starts, ends = module(self._ids[index].to(device))
+        spans = self._spans[index]
+        return (summed_loss(starts.float(), spans[:, 0]) + summed_loss(ends.float(), spans[:, 1])) / 2
 
     def measure(self, module: torch.nn.Module, rows: torch.Tensor) -> dict[str, float]:
         """Return the mean loss."""
-        parts = torch.split(longest_first(rows, self.lengths), self.at_once)
-        return {"val_loss": sum(float(self.loss(module, part)) for part in parts) / self.weight(rows)}
-
-    def scores(self, module: torch.nn.Module, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the scores of starts and ends, float32[n, longest of these rows] each."""
-        device = next(module.parameters()).device
-        index = rows % len(self._ids)
-        lengths = None if self.lengths is None else torch.from_numpy(self.lengths)[index]
-        longest = self._ids.shape[1] if lengths is None else int(lengths.max())
-        ids = self._ids[index, :longest].to(device, torch.int64)
-        types = None if self._types is None else self._types[index, :longest].to(device, torch.int64)
-        # without a mask where nothing is padded, attention has faster ways
-        padded = lengths is not None and int(lengths.min()) < longest
-        mask = (torch.arange(longest) < lengths[:, None]).to(device) if padded and lengths is not None else None
-        starts, ends = module(ids, mask, types)
-        return starts.float(), ends.float()
+        return {"val_loss": sum(float(self.loss(module, part)) for part in torch.split(rows, self.at_once)) / self.weight(rows)}

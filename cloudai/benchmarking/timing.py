@@ -155,7 +155,7 @@ class Latency:
         return cls(p50, p95, p99 if len(seconds) >= _FEWEST_FOR_P99 else None, len(seconds))
 
 
-def measure_latency(once: Callable[[], object], longest: float) -> Latency:
+def measure_latency(once: Callable[[], object], longest: float, between: Callable[[], object] = lambda: None) -> Latency:
     """Measure passes, each of which ends when its answer is on the host.
 
     Parameters
@@ -164,10 +164,13 @@ def measure_latency(once: Callable[[], object], longest: float) -> Latency:
         One pass.
     longest : float
         Seconds after which there are no more runs, if there are at least ten.
+    between : callable
+        Called between two passes; its time does not count.
     """
     begin = time.perf_counter()
     for _ in range(_RUNS_WARM_UP):
         once()
+        between()
         if time.perf_counter() - begin > longest / 4:
             break
     seconds: list[float] = []
@@ -176,4 +179,5 @@ def measure_latency(once: Callable[[], object], longest: float) -> Latency:
         start = time.perf_counter()
         once()
         seconds.append(time.perf_counter() - start)
+        between()
     return Latency.of(seconds)

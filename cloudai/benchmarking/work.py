@@ -12,22 +12,34 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 import cloudai
 from cloudai.artifacts.store import canonical_json, sha256
+from cloudai.artifacts.text_readers import Reader
 from cloudai.benchmarking import machine, squad
 from cloudai.benchmarking.energy import meter_of
 from cloudai.benchmarking.measurement import FILE, Asked, Measurement, Percentiles
-from cloudai.benchmarking.modules import build, operations, pretrained, random_examples, random_rows, words_of
+from cloudai.benchmarking.modules import (
+    SpanFinder,
+    build,
+    check_architecture,
+    operations,
+    random_examples,
+    random_rows,
+    words_of,
+)
 from cloudai.benchmarking.timing import Interval, StepTimes, measure_latency, rate
 from cloudai.specs.training import TrainSpec
 from cloudai.training import loop
 from cloudai.training.context import Context
 from cloudai.training.devices import computing, uses_bfloat16
 from cloudai.training.examples import Examples
+from cloudai.training.fine_tuning import first_weights
 from cloudai.training.hardware import PEAKS_AS_OF, peak_of
 from cloudai.training.job import WORKER_PATIENCE, RunFiles
+from cloudai.training.tasks.answers import AnswerRows
 
 __all__ = ["measure"]
 
@@ -65,7 +77,7 @@ class _Counted:
         return len(self._examples)
 
     def loss(self, module: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
-        self.rows += len(rows)
+        self.rows += int(self._examples.weight(rows))  # a long text is several sequences of one row
         self.most = max(self.most, len(rows))
         return self._examples.loss(module, rows)
 
@@ -132,8 +144,10 @@ class _Bench:
         """Train on the data given, answer the questions of the other file, and take the time of all steps."""
         files, workload = RunFiles(self.context.spec, WORKER_PATIENCE), self.workload
         train, dev = (_questions(files, key) for key in (self.asked.train, self.asked.dev))
-        module, tokenizer = pretrained(self.asked.pretrained, workload)
-        counted = _Counted(squad.features_of(train, tokenizer, workload.length).spans)
+        model, _ = first_weights(files, (), 0)
+        assert isinstance(model, Reader)
+        check_architecture(model.model.config, workload)
+        counted, module = _Counted(AnswerRows(model, train)), model.trainable()
         if self.meter is not None:
             self.meter.start()
         begin = time.monotonic()
@@ -142,22 +156,30 @@ class _Bench:
         steps = workload.epochs * loop.batches_of(len(counted), workload.batch_size, 1)
         joules = self.meter.joules() / counted.rows if self.meter is not None else None
         speed = _Speed(Interval(counted.rows / seconds, None, None), steps, seconds, counted.most, joules)
-        module.eval()
-        with computing(workload.precision, self.device):
-            given = squad.answers(module, squad.features_of(dev, tokenizer, workload.length), dev)
-        told = self._told(module, speed).model_dump()
-        return Measurement(**{**told, **self._whole(counted, seconds), **squad.scores_of(given, dev)})
+        whole, scores = self._whole(counted, seconds), self._answered(module.eval(), AnswerRows(model, dev))
+        told = self._told(SpanFinder(model.model), speed).model_dump()
+        return Measurement(**{**told, **whole, **scores})
+
+    def _answered(self, module: torch.nn.Module, rows: AnswerRows) -> dict[str, float]:
+        """Return F1 and exact match in percent, as SQuAD gives them."""
+        total = {"val_f1": 0.0, "val_exact_match": 0.0}
+        with torch.no_grad(), computing(self.workload.precision, self.device):
+            for part in rows.parts(torch.arange(len(rows))):
+                found = rows.measure(module, part)
+                total = {name: value + found[name] * len(part) for name, value in total.items()}
+                self.context.stop_if_told()
+        return {name.removeprefix("val_"): 100 * value / len(rows) for name, value in total.items()}
 
     def _whole(self, counted: _Counted, seconds: float) -> dict[str, Any]:
         """Return how long the whole training took; of an interrupted one this attempt has seen the end alone."""
-        sequences, notes = len(counted) * self.workload.epochs, []
+        each, notes = int(counted.weight(torch.arange(len(counted)))), []
         whole = self.context.resumed_from is None
         if not whole:
-            seconds *= sequences / counted.rows
+            seconds *= each * self.workload.epochs / counted.rows
             notes.append("the run was interrupted: its hours are all sequences at the speed of the last attempt")
-        if len(counted) != self.workload.features:
-            notes.append(f"your data gives {len(counted)} sequences an epoch, the workload has {self.workload.features}")
-        are = "measured" if whole else "extrapolated"
+        if each != self.workload.features:
+            notes.append(f"your data gives {each} sequences an epoch, the workload has {self.workload.features}")
+        are, sequences = "measured" if whole else "extrapolated", each * self.workload.epochs
         return {"hours": seconds / 3600, "hours_are": are, "sequences": sequences, "notes": (*self._notes, *notes)}
 
     def _fitting(self, module: torch.nn.Module, examples: Examples) -> int | None:
@@ -226,8 +248,7 @@ class _Bench:
         needed = operations(self.workload, module)
         row = random_rows(self.workload, 1, words_of(module))
         served = self._serving(module)
-        latency = measure_latency(lambda: self._pass(served, row), self.asked.seconds)
-        self.context.stop_if_told()
+        latency = measure_latency(lambda: self._pass(served, row), self.asked.seconds, self.context.stop_if_told)
         device, dtype = machine.name_of(self.device), "bfloat16" if self.bfloat16 else "float32"
         peak = peak_of(device, dtype) or None
         return Measurement(
@@ -263,7 +284,7 @@ class _Bench:
         )
 
 
-def _questions(files: RunFiles, key: str) -> list[squad.Question]:
+def _questions(files: RunFiles, key: str) -> dict[str, np.ndarray]:
     return squad.read_questions(files.store.read_verified(key, Path(key).name.partition(".")[0]), key)
 
 

@@ -58,7 +58,7 @@ class Workload(Spec):
         """The sequences of the whole workload: those of all epochs."""
         return self.features * self.epochs
 
-    def loop(self, *, epochs: int | None = None, micro_batch: int | None = None) -> Loop:
+    def loop(self, *, epochs: int | None = None) -> Loop:
         """Return what the built-in loop is told."""
         return Loop.of(
             optimizer=self.optimizer,
@@ -69,7 +69,7 @@ class Workload(Spec):
             max_grad_norm=self.max_grad_norm,
             epochs=epochs or self.epochs,
             batch_size=self.batch_size,
-            micro_batch=micro_batch,
+            max_length=self.length if self.task == "spans" else None,
             precision=self.precision,
             validation=0.0,
         )

@@ -61,8 +61,11 @@ def test_few_steps_have_no_interval():
 
 def test_latency_has_two_hundred_runs_or_as_many_as_there_is_time_for():
     assert measure_latency(lambda: None, longest=10).runs == 200
-    slow = measure_latency(lambda: time.sleep(0.01), longest=0.02)
+    between = []
+    slow = measure_latency(lambda: time.sleep(0.01), longest=0.02, between=lambda: between.append(time.sleep(0.02)))
     assert (slow.runs, slow.p99) == (10, None)
+    assert len(between) == 11
+    assert slow.p50 < 20
     assert slow.p95 >= slow.p50 >= 10
 
 
