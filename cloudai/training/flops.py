@@ -11,41 +11,16 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from cloudai.training import randomness
+from cloudai.training.meter import NO_FLOPS, Flops
 
-__all__ = ["NO_FLOPS", "Flops", "of_module", "of_transformer"]
+__all__ = ["of_module", "of_transformer"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Flops:
-    """The operations of a training step, forward and backward.
-
-    Attributes
-    ----------
-    per_row, per_token : float
-        For each row, and for each token of it.
-    per_pair : float
-        For each token, and each token of its row that it attends to.
-    """
-
-    per_row: float = 0.0
-    per_token: float = 0.0
-    per_pair: float = 0.0
-
-    def of(self, rows: float, tokens: float = 0.0) -> float:
-        """Return the operations of some rows; those of attention as if all rows were of one length, which is a little less."""
-        pairs = tokens * tokens / rows if rows else 0.0
-        return self.per_row * rows + self.per_token * tokens + self.per_pair * pairs
-
-
-NO_FLOPS = Flops()
 
 
 def of_transformer(module: torch.nn.Module) -> Flops | None:

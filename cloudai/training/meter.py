@@ -11,15 +11,38 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cloudai.training.flops import NO_FLOPS, Flops
-
-__all__ = ["Figures", "Meter"]
+__all__ = ["NO_FLOPS", "Figures", "Flops", "Meter"]
 
 _STEPS = 512
 """The spread of step times is that of so many last steps."""
 _WINDOW = 8
 """Throughput is that between so many last looks at which something had happened: with one look every two seconds, of the
 last quarter of a minute; a loop of slow steps has a longer window, not one without steps."""
+
+
+@dataclass(frozen=True)
+class Flops:
+    """The operations of a training step, forward and backward.
+
+    Attributes
+    ----------
+    per_row, per_token : float
+        For each row, and for each token of it.
+    per_pair : float
+        For each token, and each token of its row that it attends to.
+    """
+
+    per_row: float = 0.0
+    per_token: float = 0.0
+    per_pair: float = 0.0
+
+    def of(self, rows: float, tokens: float = 0.0) -> float:
+        """Return the operations of some rows; those of attention as if all rows were of one length, which is a little less."""
+        pairs = tokens * tokens / rows if rows else 0.0
+        return self.per_row * rows + self.per_token * tokens + self.per_pair * pairs
+
+
+NO_FLOPS = Flops()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from cloudai.training import randomness
-from cloudai.training.flops import NO_FLOPS, Flops, of_module, of_transformer
+from cloudai.training.flops import of_module, of_transformer
+from cloudai.training.meter import NO_FLOPS, Flops
 
 
 def test_layers_are_counted_as_on_paper():

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudai.training.flops import Flops
-from cloudai.training.meter import Meter
+from cloudai.training.meter import Flops, Meter
 
 SECONDS = st.floats(0.001, 10)
 
