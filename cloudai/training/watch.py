@@ -19,7 +19,7 @@ from cloudai.tracking import Row
 from cloudai.training import anomalies, flops, hardware
 from cloudai.training.anomalies import Anomaly
 from cloudai.training.journal import Journal, JournalReader
-from cloudai.training.meter import Meter
+from cloudai.training.meter import NO_FLOPS, Meter
 from cloudai.training.performance import Performance
 from cloudai.training.profiling import Profiler
 
@@ -77,7 +77,7 @@ class Watch:
             In which it multiplies: float32, bfloat16 or float16.
         """
         self._meter.flops = flops.of_module(module, inputs)
-        if self._meter.flops == flops.NO_FLOPS:
+        if self._meter.flops == NO_FLOPS:
             return
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         if device.type == "cuda":
