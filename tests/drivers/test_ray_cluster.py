@@ -151,7 +151,7 @@ def test_ranks_on_two_machines_come_back_when_one_dies(on_ray):
 def test_an_elastic_run_goes_on_with_what_there_is(on_ray):
     on_ray.have(1)
     scaling = cloudai.ScalingPolicy(num_workers=(1, 2), check_every="3s")
-    run = train("elastic", epochs=1500, scaling=scaling)
+    run = train("elastic", epochs=8000, scaling=scaling)
     checkpointed(run)
     steps = run.status.total_steps
     on_ray.start_node(cpus=1)
