@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 import pytest
 
 import cloudai
@@ -86,12 +88,21 @@ def test_whoever_is_killed_a_search_ends_as_an_undisturbed_one(home, seed):
     chance = random.Random(seed)
     for step in sorted(chance.sample(range(20, 400), 4)):
         wait_until(lambda at=step: run.refresh() or run.ended or _steps(run) >= at, what=f"step {step}", timeout=120)
-        victims = [process for process in processes_of(home) if "-m" in process.cmdline()]
+        victims = _modules(home)
         if victims:
-            kill(chance.choice(sorted(victims, key=lambda process: process.pid)).pid)
+            kill(chance.choice(victims))
     run.wait(200, progress=False)
     assert [(t.parameters, t.phase, t.value) for t in run.trials] == [(t.parameters, t.phase, t.value) for t in calm.trials]
     assert work.weights(run) == work.weights(calm)
+
+
+def _modules(home):
+    """Return the supervisor and the workers that live, by process id."""
+    found = []
+    for process in processes_of(home):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            found += [process.pid] * ("-m" in process.cmdline())
+    return sorted(found)
 
 
 def _steps(run):
