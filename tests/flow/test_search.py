@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -73,26 +72,3 @@ def test_a_schedule_starts_its_run_when_its_time_comes(home):
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert told.split() == ["scheduled", "1", handle.runs[0].name]
     wait_until(lambda: handle.refresh() or handle.ended, what="its cancellation")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-def test_whoever_is_killed_a_search_ends_as_an_undisturbed_one(home, seed):
-    search = Search({"lr": choice(0.01, 0.003, 1e-5)}, trials=3, parallel=1, grace=5)
-    calm = cloudai.train(work.network(), work.data(), search=search, name="calm", model_name="m", epochs=60).wait(
-        200, progress=False
-    )
-    run = train(search, epochs=60)
-    chance = random.Random(seed)
-    for step in sorted(chance.sample(range(20, 400), 4)):
-        wait_until(lambda at=step: run.refresh() or run.ended or _steps(run) >= at, what=f"step {step}", timeout=120)
-        victims = [process for process in processes_of(home) if "-m" in process.cmdline()]
-        if victims:
-            kill(chance.choice(sorted(victims, key=lambda process: process.pid)).pid)
-    run.wait(200, progress=False)
-    assert [(t.parameters, t.phase, t.value) for t in run.trials] == [(t.parameters, t.phase, t.value) for t in calm.trials]
-    assert work.weights(run) == work.weights(calm)
-
-
-def _steps(run):
-    return sum(trial.step or 0 for trial in run.trials)
