@@ -236,8 +236,8 @@ def test_where_memory_runs_out_a_step_is_done_again_in_smaller_parts(tmp_path):
     torch.manual_seed(7)
     full = fitted(tmp_path / "full", module, validation=0)
     assert max(module.seen) <= 5
-    torch.manual_seed(7)
     small = Full(most=99)
+    torch.manual_seed(7)
     asked = fitted(tmp_path / "small", small, micro_batch=4, validation=0)
     assert all(torch.equal(value, asked[name]) for name, value in full.items()), "as if it had been asked for"
 
