@@ -57,6 +57,7 @@ class Checkpoints:
         self._store = store
         self._brief = store.patient(min(_BRIEF, store.patience))
         self._keep = keep
+        self._damaged: set[int] = set()
 
     def write_part(self, step: int, rank: int, part: trees.Snapshot) -> str:
         """Write one rank's part, and return its digest for `commit`; empty where the store does not take it."""
@@ -83,6 +84,7 @@ class Checkpoints:
         if not all(digests):
             return False
         manifest = {"step": step, "at": at, "parts": list(digests)}
+        self._damaged.discard(step)
         try:
             self._brief.write(f"{_folder(step)}/manifest.json", canonical_json(manifest))
         except StoreError as error:
@@ -116,6 +118,7 @@ class Checkpoints:
                 raise  # it says nothing about the checkpoint: going back further would lose work
             except (CloudAIError, KeyError, TypeError) as error:
                 log.warning("the checkpoint of step %d is damaged (%s); going back to the one before", step, error)
+                self._damaged.add(step)
                 continue
             if found is not None:
                 return found
@@ -130,11 +133,11 @@ class Checkpoints:
         return Checkpoint(step, trees.load(parts[0])["shared"], own)
 
     def _prune(self) -> None:
-        """Remove what is older than the kept checkpoints, among it parts that were never committed."""
-        keys = self._brief.walk(_FOLDER)
-        committed = sorted(_step_of(key) for key in keys if key.endswith("/manifest.json"))
-        oldest_kept = committed[-self._keep :][0] if committed else 0
-        old = [key for key in keys if _step_of(key) < oldest_kept]
+        """Remove what is damaged, and what is older than the kept checkpoints, among it parts that were never committed."""
+        steps = {key: step for key in self._brief.walk(_FOLDER) if (step := _step_of(key)) is not None}
+        whole = sorted({step for key, step in steps.items() if key.endswith("/manifest.json")} - self._damaged)
+        oldest_kept = whole[-self._keep :][0] if whole else 0
+        old = [key for key, step in steps.items() if step < oldest_kept or step in self._damaged]
         if old:
             self._brief.remove_files(old)
 
@@ -150,15 +153,21 @@ class Writer:
         Whose parts are written.
     commit : callable
         Makes the parts of a step a checkpoint, in this writer's thread: takes the step and the digests of all ranks.
+    alone : bool
+        Whether there is no other rank: then a part counts as soon as it is written.
     """
 
-    def __init__(self, checkpoints: Checkpoints, rank: int, commit: Callable[[int, Sequence[str]], None]) -> None:
-        self._checkpoints, self._rank, self._commit = checkpoints, rank, commit
+    def __init__(
+        self, checkpoints: Checkpoints, rank: int, commit: Callable[[int, Sequence[str]], None], *, alone: bool
+    ) -> None:
+        self._checkpoints, self._rank, self._commit, self._alone = checkpoints, rank, commit, alone
         self._snapshot = trees.Snapshot()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="cloudai-checkpoint")
         self._step = -1
         self._part: Future[str] | None = None
         self._committing: Future[None] | None = None
+        self.copying = 0.0
+        """The seconds for which the last state was copied."""
         self.seconds = 0.0
         """How long the last part was on its way."""
 
@@ -169,7 +178,7 @@ class Writer:
 
     @property
     def undecided(self) -> bool:
-        """Whether there is a part of which nobody has said yet that it counts."""
+        """Whether there is a part of which the other ranks must say whether it counts."""
         return self._part is not None
 
     @property
@@ -186,9 +195,14 @@ class Writer:
             If the tree holds something that cannot be saved.
         """
         self.wait()
+        begin = time.monotonic()
         self._snapshot.take(tree)
+        self.copying = time.monotonic() - begin
         self._step = step
-        self._part = self._pool.submit(self._write, step)
+        if self._alone:
+            self._committing = self._pool.submit(lambda: self._commit(step, [self._write(step)]))
+        else:
+            self._part = self._pool.submit(self._write, step)
 
     def _write(self, step: int) -> str:
         begin = time.monotonic()
@@ -208,15 +222,16 @@ class Writer:
         self._committing = self._pool.submit(self._commit, self._step, digests)
 
     def wait(self) -> None:
-        """Wait until what was settled is committed; what went wrong with that is raised here."""
+        """Wait until what was begun or settled is committed; what went wrong with that is raised here."""
         if self._committing is not None:
             self._committing.result()
             self._committing = None
 
 
-def _step_of(key: str) -> int:
-    """Return the step that a file belongs to."""
-    return int(key.removeprefix(f"{_FOLDER}/step-").partition("/")[0])
+def _step_of(key: str) -> int | None:
+    """Return the step that a file belongs to; None of a file that is not ours."""
+    step = key.removeprefix(f"{_FOLDER}/step-").partition("/")[0]
+    return int(step) if step.isdigit() else None
 
 
 def _folder(step: int) -> str:

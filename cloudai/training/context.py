@@ -123,8 +123,11 @@ class Context:
     before_checkpoint: Callable[[], bool] = lambda: True
     """Called before a checkpoint is committed: what was reported up to it must be written by then, for it is not done again.
     Where it says that it could not, there is no checkpoint."""
-    on_checkpoint: Callable[[int, float], None] = lambda step, at: None
-    """Called when there is a new checkpoint, with its step and the unix time of the state that it holds."""
+    on_checkpoint: Callable[[int, float, float], None] = lambda step, at, took: None
+    """Called when there is a new checkpoint, with its step, the unix time of the state that it holds, and the seconds that it
+    took to copy and to write."""
+    alive: Callable[[], None] = lambda: None
+    """Called while there is work between two steps, such as measuring, so that nobody takes it for a hang."""
     on_first_step: Callable[[], None] = lambda: None
     """Called when this attempt has taken its first step."""
     works: Callable[[torch.nn.Module, Sequence[torch.Tensor], str], None] = lambda module, inputs, dtype: None
@@ -144,7 +147,7 @@ class Context:
         self._began = self._saved_at = time.monotonic()
         self._taken_at = 0.0
         self._worked = float(self._found.own.get("worked", 0.0)) if self._found and self._found.own else 0.0
-        self._writer = Writer(self.checkpoints, self.rank, self._commit)
+        self._writer = Writer(self.checkpoints, self.rank, self._commit, alone=self.world_size == 1)
         policy = self.spec.checkpoint
         self._cadence = Cadence(
             longest=policy.every,
@@ -278,6 +281,8 @@ class Context:
         numbers = {name: _finite(name, value, self._step) for name, value in metrics.items()}
         if self.rank == 0 and numbers:
             self.on_report(self._step, numbers)
+        if self._writer.undecided:
+            self._decide()
         if checkpoint is not None:
             self.save(self._step, checkpoint)
         if self.spec.work.kind == "function":  # the built-in loop ends after a checkpoint, never before
@@ -288,7 +293,13 @@ class Context:
         told = bool(self.stop_reason()) or self.hurries()
         if self._writer.undecided and not self._decide():
             return self.group.any(told)
-        return self.group.any(told or (time.monotonic() >= self._next and self._writer.idle))
+        return self.group.any(told or self._is_time())
+
+    def _is_time(self) -> bool:
+        if time.monotonic() < self._next or not self._writer.idle:
+            return False
+        self._next = self._choose_next()  # now it is known how long the writing took
+        return time.monotonic() >= self._next
 
     def _choose_next(self) -> float:
         """Return when the next checkpoint is due."""
@@ -305,8 +316,8 @@ class Context:
         shared = {name: _state(part) for name, part in checkpoint.items()} if self.rank == 0 else None
         worked = self._worked + ready - self._began
         tree = {"shared": shared, "own": {"random": randomness.snapshot(), "rest": own, "worked": worked}}
+        self._taken_at = time.time()  # before a thread may look at it
         self._writer.begin(step, tree)
-        self._taken_at = time.time()
         self._saved_at = time.monotonic()
         self._cadence.learn(stall=self._saved_at - ready)
         self._next = self._choose_next()
@@ -339,13 +350,14 @@ class Context:
 
     def _gather(self) -> None:
         digests = self.group.gather(self._writer.digest())
-        self._next = self._choose_next()  # now it is known how long the writing takes
         if self.rank == 0:
             self._writer.settle(digests)
 
     def _commit(self, step: int, digests: Sequence[str]) -> None:
+        begin = time.monotonic()
         if self.before_checkpoint() and self.checkpoints.commit(step, digests, self._taken_at):
-            self.on_checkpoint(step, self._taken_at)
+            took = self._writer.copying + self._writer.seconds + time.monotonic() - begin
+            self.on_checkpoint(step, self._taken_at, took)
 
     def stop_if_told(self) -> None:
         """End the worker, at a moment when nothing is half done, if it was told to stop."""

@@ -73,13 +73,13 @@ def execute(spec: TrainSpec, attempt: int, group: Group, stop_reason: Callable[[
             return worker.run(folder)
     except Stopped as stopped:
         return worker.stopped(str(stopped))
-    except CloudAIError as error:
+    except Exception as error:  # noqa: BLE001  whatever it is, somebody must be told, and nothing stays open
         code = _not_begun(files, error)
         worker.close(succeeded=False)
         return code
 
 
-def _not_begun(files: RunFiles, error: CloudAIError) -> int:
+def _not_begun(files: RunFiles, error: Exception) -> int:
     """Say why the work could not begin, and return the exit code: another attempt helps only where the reason may be over."""
     if isinstance(error, StoreError):
         if error.temporary:
@@ -125,6 +125,7 @@ class _Worker:
             before_checkpoint=self._flush,
             on_checkpoint=self._saved,
             on_first_step=self._stepped,
+            alive=self.stop.pulse.alive,
             stop_reason=self.stop,
             hurries=self.stop.hurries,
             interruptions=self.attempt - 1,
@@ -134,7 +135,8 @@ class _Worker:
             self.watch = Watch(self.context.meter, self.journal, self.files.folder, resumed=resumed)
             self.context.works = self.watch.works
         if self.journal is not None and self.context.resumed_from is not None:
-            self.journal.update(resumed_from=self.context.resumed_from, step=self.context.resumed_from)
+            step = self.context.resumed_from
+            self.journal.update(resumed_from=step, checkpoint=step, step=step)
 
     def run(self, folder: Path) -> int:
         """Do the work; an error in it is written down with the user's frames."""
@@ -233,7 +235,7 @@ class _Worker:
             if work.source is not None and self.context.data is not None:
                 dry_run(module, TrainingData(self.context.data), self.spec.loop)
             if self.stream is not None:
-                self.stream.device = self.context.device
+                self.stream.device, self.stream.alive = self.context.device, self.context.alive
                 return module, fit_stream(module, self.context, self.stream)
             return module, loop.fit(module, self.context)
         if work.kind == "text":
@@ -322,9 +324,9 @@ class _Worker:
         assert self.journal is not None
         return self.journal.flush()
 
-    def _saved(self, step: int, at: float) -> None:
+    def _saved(self, step: int, at: float, took: float) -> None:
         assert self.journal is not None
-        self.stop.checkpoint_took(time.time() - at)
+        self.stop.checkpoint_took(took)
         self.journal.update(checkpoint=step, checkpoint_at=at)
 
     def _stepped(self) -> None:

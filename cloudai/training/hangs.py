@@ -83,7 +83,7 @@ class Heartbeat:
         self._thread.join(1.0)  # a store that does not answer must not hold up the end
 
     def _run(self) -> None:
-        while not self._stop.wait(self._every):
+        while True:  # the first at once: silence is noticed only of a worker that has said something
             self._alive += 1
             pulse = self._pulse
             beat = {"alive": self._alive, "steps": pulse.beats, "slowest": pulse.slowest, "stepping": self._stepping}
@@ -94,6 +94,8 @@ class Heartbeat:
                 self._dumped = pulse.beats
                 log.warning("no step for %s; this is what all threads do:", duration(silence))
                 faulthandler.dump_traceback(sys.stderr)
+            if self._stop.wait(self._every):
+                return
 
 
 @dataclass

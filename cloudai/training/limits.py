@@ -214,7 +214,7 @@ class Limits:
 
 
 class Pulse:
-    """How a worker steps: each question whether it should end is a beat.
+    """How a worker steps: each question whether it should end is a beat, and so is work that goes on between two of them.
 
     Parameters
     ----------
@@ -229,8 +229,9 @@ class Pulse:
         self.last = now()
         """When the last one was."""
         self.slowest = 0.0
-        """The longest pause between two of them."""
+        """The longest pause between two questions."""
         self._recent, self._before = 0.0, 0.0
+        self._asked, self._questions = now(), 0
 
     @property
     def recent(self) -> float:
@@ -240,15 +241,21 @@ class Pulse:
     def beat(self) -> float:
         """Note that the worker steps, and return the time."""
         now = self._now()
-        if self.beats:
-            pause = now - self.last
+        if self._questions:
+            pause = now - self._asked
             self.slowest = max(self.slowest, pause)
             self._recent = max(self._recent, pause)
         self.beats += 1
-        self.last = now
-        if self.beats % _REMEMBERED == 0:
+        self._questions += 1
+        self.last = self._asked = now
+        if self._questions % _REMEMBERED == 0:
             self._recent, self._before = 0.0, self._recent
         return now
+
+    def alive(self) -> None:
+        """Note that the worker works, though it does not step: it measures, or reads."""
+        self.beats += 1
+        self.last = self._now()
 
 
 class Countdown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -75,6 +76,7 @@ class _Fit:
         self.examples = _arrays(context) if examples is None else examples
         self.lengths = self.examples.lengths
         self.wrapped = context.wrap(module)
+        self.buffers = list(module.buffers())
         self.optimizer = _optimizer(module, self.loop)
         self.scheduled = self.loop.lr_schedule != "constant" or self.loop.warmup > 0
         self.most = self.loop.micro_batch
@@ -142,9 +144,10 @@ class _Fit:
 
     def _step(self, rows: torch.Tensor) -> torch.Tensor:
         """Take one step over rows of all ranks, and return the mean loss of this rank's."""
-        mine = self._share(longest_first(rows, self.lengths))
+        rows = longest_first(self._shared(rows), self.lengths)
+        mine = rows[self.context.rank :: self.context.world_size]
         weight = self.examples.weight(mine)
-        loss = self._gradients(mine, self._weight(rows))
+        loss = self._gradients(mine, self.examples.weight(rows))
         if self.loop.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.loop.max_grad_norm)
         if self.scheduled:
@@ -156,17 +159,10 @@ class _Fit:
         self.context.meter.ended(len(mine), 0 if self.lengths is None else int(self.lengths[mine].sum()))
         return loss / weight
 
-    def _weight(self, rows: torch.Tensor) -> float:
-        """Return what the summed loss of all ranks is divided by."""
-        return self.examples.weight(rows)
-
-    def _share(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return this rank's rows of a batch; a last batch is cut so that all ranks have equally many."""
+    def _shared(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the rows of a batch that all ranks get equally many of; one row is all that is left, each gets it."""
         world = self.context.world_size
-        if world == 1:
-            return rows
-        usable = len(rows) - len(rows) % world if len(rows) >= world else 0
-        return rows[:usable][self.context.rank :: world] if usable else rows[:1]
+        return rows[: len(rows) - len(rows) % world] if len(rows) >= world else rows[:1].repeat(world)
 
     def _gradients(self, rows: torch.Tensor, weight: float) -> torch.Tensor:
         """Put the gradient of this rank's rows into the weights, and return their summed loss.
@@ -174,13 +170,15 @@ class _Fit:
         Where memory runs out, it is done again in smaller parts.
         """
         while True:
-            states = randomness.of_torch(self.device)
+            states, buffers = randomness.of_torch(self.device), [buffer.clone() for buffer in self.buffers]
             self.optimizer.zero_grad(set_to_none=True)
             try:
                 return self._in_parts(rows, weight)
             except torch.OutOfMemoryError as error:
                 self._take_less(len(rows), error)
             randomness.restore_torch(states, self.device)
+            for buffer, before in zip(self.buffers, buffers, strict=True):  # running means have seen what did fit
+                buffer.copy_(before)
 
     def _in_parts(self, rows: torch.Tensor, weight: float) -> torch.Tensor:
         # the ranks of a model in parts go through it together, so they need equally many parts of a step
@@ -224,9 +222,19 @@ class _Fit:
         """Measure on the rows held back."""
         if not len(self.rows.validation):
             return {}
-        self.module.eval()
-        with torch.no_grad(), computing(self.loop.precision, self.device):
+        with self._measuring():
             return dict(self.examples.measure(self.module, self.rows.validation))
+
+    @contextlib.contextmanager
+    def _measuring(self) -> Iterator[None]:
+        """Let the module answer and not learn; each pass through it shows that the worker is alive."""
+        self.module.eval()
+        hook = self.module.register_forward_pre_hook(lambda module, inputs: self.context.alive())
+        try:
+            with torch.no_grad(), computing(self.loop.precision, self.device):
+                yield
+        finally:
+            hook.remove()
 
     def _save(self) -> None:
         total = float(self.total)

@@ -9,7 +9,6 @@ import torch
 
 from cloudai.errors import SpecError
 from cloudai.training.context import Context
-from cloudai.training.devices import computing
 from cloudai.training.examples import Supervised
 from cloudai.training.loop import CURVE, _Fit
 from cloudai.training.streaming import Stream
@@ -64,13 +63,9 @@ class _StreamFit(_Fit):
         self.context.meter.waited(time.perf_counter() - begin)
         return batch
 
-    def _share(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows
-
-    def _weight(self, rows: torch.Tensor) -> float:
-        return super()._weight(rows) * self.context.world_size  # all ranks have equally many rows
+    def _shared(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.repeat_interleave(self.context.world_size)  # all are this rank's, and every other has as many
 
     def _measure(self) -> dict[str, float]:
-        self.module.eval()
-        with torch.no_grad(), computing(self.loop.precision, self.device):
+        with self._measuring():
             return self.stream.measure(self.module)

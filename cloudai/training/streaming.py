@@ -11,7 +11,7 @@ depend on what has been read.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -98,6 +98,8 @@ class Stream:
     ) -> None:
         self._source, self._loop, self._seed = source, loop, seed
         self.device = device
+        self.alive: Callable[[], None] = lambda: None
+        """Called for each chunk that is read: so long as that goes on, nothing hangs."""
         self._rank, self._world = rank, world_size
         self._patience = patience
         self._pieces = pieces_of(source, patience)
@@ -229,6 +231,7 @@ class Stream:
     def _chunks_of(self, piece: Piece) -> Iterator[_Chunk]:
         reader = Reader(self._source, piece, self._patience)
         for start, rows, table in reader.chunks():
+            self.alive()
             yield _Chunk(reader, start, rows, table, self._held_of(piece, start, rows))
 
     def _windows(self, pieces: Sequence[Piece]) -> Iterator[list[_Chunk]]:

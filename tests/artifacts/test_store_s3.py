@@ -13,6 +13,7 @@ import pytest
 
 from cloudai.artifacts import filesystems
 from cloudai.artifacts.store import Store, content_key, sha256
+from cloudai.artifacts.trees import Snapshot
 from cloudai.errors import NotFoundError, StoreError
 from cloudai.training.checkpoints import Checkpoints
 from cloudai.training.journal import Journal, JournalReader
@@ -213,7 +214,9 @@ def test_a_forked_process_and_many_threads_share_nothing_that_breaks(store):
 
 
 def checkpoint(checkpoints: Checkpoints, step: int) -> bool:
-    return checkpoints.commit(step, [checkpoints.write_part(step, 0, {"shared": {"step": step}, "own": None})])
+    part = Snapshot()
+    part.take({"shared": {"step": step}, "own": None})
+    return checkpoints.commit(step, [checkpoints.write_part(step, 0, part)])
 
 
 def test_a_checkpoint_takes_few_requests(store, s3):

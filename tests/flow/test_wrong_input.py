@@ -189,7 +189,8 @@ def test_a_file_too_many_or_too_few_is_refused(with_model):
 
 def test_a_corrupt_checkpoint_falls_back_to_the_one_before(home):
     calm = cloudai.train(work.network(), work.data(), name="calm", epochs=100).wait(120)
-    run = cloudai.train(work.network(), work.data(), name="hurt", epochs=100)
+    often = cloudai.CheckpointPolicy(every=0.2)
+    run = cloudai.train(work.network(), work.data(), name="hurt", epochs=100, checkpoint=often)
     folder = home / "store/runs/hurt/checkpoints"
     wait_until(lambda: len(list(folder.glob("*/manifest.json"))) == 2, what="two checkpoints")
     while run.status.attempt < 2:  # the last one at the moment of the kill is damaged before the worker is back

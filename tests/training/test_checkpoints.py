@@ -11,6 +11,7 @@ from cloudai.artifacts.store import Store
 from cloudai.artifacts.trees import Snapshot
 from cloudai.errors import SpecError
 from cloudai.training.checkpoints import Checkpoints, Writer
+from tests.conftest import wait_until
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ class Slow(Checkpoints):
 
 def test_what_changes_while_a_checkpoint_is_written_is_not_in_it(store):
     slow = Slow(store, keep=2)
-    writer = Writer(slow, 0, lambda step, digests: slow.commit(step, digests))
+    writer = Writer(slow, 0, lambda step, digests: slow.commit(step, digests), alone=False)
     state = {"weights": np.zeros(4)}
     writer.begin(1, {"shared": state, "own": None})
     assert writer.writing
@@ -119,7 +120,7 @@ def test_what_changes_while_a_checkpoint_is_written_is_not_in_it(store):
 
 
 def test_what_cannot_be_saved_is_an_error_at_once(store):
-    writer = Writer(Checkpoints(store, keep=2), 0, lambda step, digests: None)
+    writer = Writer(Checkpoints(store, keep=2), 0, lambda step, digests: None, alone=True)
     with pytest.raises(SpecError, match=r"tree\.shared is a object"):
         writer.begin(1, {"shared": object(), "own": None})
     assert writer.idle
@@ -130,7 +131,7 @@ def test_a_store_that_takes_nothing_leaves_a_checkpoint_out(tmp_path, caplog):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").write_text("in the way")
     checkpoints = Checkpoints(store, keep=2)
-    writer = Writer(checkpoints, 0, lambda step, digests: checkpoints.commit(step, digests))
+    writer = Writer(checkpoints, 0, lambda step, digests: checkpoints.commit(step, digests), alone=False)
     writer.begin(1, {"shared": {}, "own": None})
     digest = writer.digest()
     assert digest == ""
@@ -142,3 +143,24 @@ def test_a_store_that_takes_nothing_leaves_a_checkpoint_out(tmp_path, caplog):
     writer.settle([writer.digest()])
     writer.wait()
     assert checkpoints.latest().step == 2
+
+
+def test_alone_a_part_counts_as_soon_as_it_is_written(store):
+    checkpoints = Checkpoints(store, keep=2)
+    writer = Writer(checkpoints, 0, lambda step, digests: checkpoints.commit(step, digests), alone=True)
+    writer.begin(1, {"shared": {"a": 1}, "own": None})
+    assert not writer.undecided
+    wait_until(lambda: writer.idle)
+    assert checkpoints.latest().shared == {"a": 1}
+
+
+def test_a_damaged_one_is_not_kept_in_place_of_a_whole_one(store):
+    checkpoints = Checkpoints(store, keep=1)
+    save(checkpoints, 8)
+    save(Checkpoints(store, keep=2), 10)
+    store.write("checkpoints/step-000000000010/rank-0.safetensors", b"")
+    store.write("checkpoints/notes.txt", b"somebody else's")
+    assert checkpoints.latest().step == 8
+    save(checkpoints, 9)
+    assert checkpoints.steps() == [9]
+    assert store.exists("checkpoints/notes.txt")
