@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 PACKAGES = ("cloudai", "torch", "transformers", "ray")
 CHECKPOINT_EVERY = 1.0
 HANG = 5.0
-EPOCHS = {"module": 800, "text": 60}
-"""So many take about half a minute with one worker; the faults need that long."""
+EPOCHS = {"module": 400, "text": 30}
+"""So many take about half a minute with one worker on a quiet machine; the faults need that long."""
 WAIT = 240.0  # seconds for anything to come true
 FULL = {"module": (1, 2), "text": (1, 2)}
 QUICK = {"module": (1,)}
