@@ -152,6 +152,17 @@ def test_no_two_runs_at_once():
         ]
 
 
+def test_a_run_that_goes_on_for_more_times_than_are_kept_stays_alone():
+    with Simulation(durations={"m": "130m"}) as simulation:
+        handle = schedule(work=load_and_train, schedule="* * * * *", lease=None)
+        simulation.advance("2h")
+        first, *later = handle.runs
+        assert (first.name, first.what) == ("nightly-20260101-0001", "running")
+        assert {run.what for run in later} == {f"skipped: {first.name} goes on"}
+        assert len(later) == 99
+        assert [record.name for record in open_ledger().records("run")] == [first.name]
+
+
 def test_missed_times_are_caught_up_once():
     with Simulation() as simulation:
         handle = schedule(work=load_and_train)
