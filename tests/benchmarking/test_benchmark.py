@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForQuestionAnswering
 
 import cloudai
 from cloudai import errors
+from cloudai.artifacts.store import Store
 from cloudai.benchmarking.workloads import WORKLOADS
 from cloudai.drivers.simulated.world import World, Zone
 from cloudai.testing.simulation import Simulation
@@ -47,8 +48,25 @@ def test_it_is_measured_found_again_and_checked(home):
     file = home / "store" / "runs" / started.name / "benchmark.json"
     values = json.loads(file.read_text())
     file.write_text(json.dumps({**values, "per_second": 1e9}))
+    spoilt = cloudai.attach(started.ref)
+    assert "its progress may be old" in str(spoilt)
     with pytest.raises(errors.IntegrityError):
-        cloudai.attach(started.ref)
+        _ = spoilt.result
+
+
+def test_a_store_that_is_away_does_not_keep_it_from_being_found(monkeypatch):
+    def away(*_):
+        raise errors.StoreError("the store is away", fix="wait", temporary=True)
+
+    with Simulation():
+        started = cloudai.benchmark("digits-mlp-train", on="simulated", seconds=0.1)
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "read_verified", away)
+            back = cloudai.attach(started.wait(3600, progress=False).ref)
+            assert "its progress may be old: the store is away" in str(back)
+            with pytest.raises(errors.StoreError, match="is away"):
+                _ = back.result
+        assert back.result.measurement.per_second > 0
 
 
 def test_it_can_be_ended(home):

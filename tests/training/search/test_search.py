@@ -346,6 +346,44 @@ def test_logs_say_which_trial_wrote_them():
         assert any(line.startswith("s-002: step") for line in lines)
 
 
+def test_a_store_that_is_away_does_not_keep_a_search_from_being_found(monkeypatch):
+    def away(*_, **__):
+        raise errors.StoreError("the store is away", fix="wait", temporary=True)
+
+    with Simulation():
+        run = train(Search(SPACE, trials=2, grace=None)).wait(progress=False)
+        seen = run.metrics
+        with monkeypatch.context() as patch:
+            patch.setattr("cloudai.training.search.run.reports_of", away)
+            run.refresh()
+            back = cloudai.attach("run/s")
+            assert (run.metrics, back.metrics, back.cost) == (seen, {}, run.cost)
+            assert "its progress may be old: the store is away" in str(back)
+        back.refresh()
+        assert back.metrics == seen
+        assert "may be old" not in str(back)
+
+
+def test_logs_wait_for_a_trial_that_is_noted_and_not_yet_recorded(monkeypatch):
+    create, refused = Ledger.create, []
+
+    def dies_once(self, kind, name, *rest, **options):
+        if name == "s-002" and not refused:
+            refused.append(name)
+            raise errors.LedgerError("killed here", fix="start another")
+        return create(self, kind, name, *rest, **options)
+
+    with Simulation() as simulation:
+        monkeypatch.setattr(Ledger, "create", dies_once)
+        run = train(Search(SPACE, trials=2, grace=None))
+        with pytest.raises(errors.LedgerError, match="killed here"):
+            simulation.advance("1m")
+        run.refresh()
+        assert [trial.phase for trial in run.trials] == ["running", "running"]
+        assert {line.partition(":")[0] for line in run.logs()} <= {"s-001"}
+        assert {line.partition(":")[0] for line in run.logs(follow=True)} == {"s-001", "s-002"}
+
+
 def test_a_budget_is_for_all_trials_together_and_a_stopped_search_goes_on_with_a_larger_one():
     with Simulation() as simulation:
         run = train(Search(SPACE, trials=4, grace=None), budget=cloudai.Budget(usd=2.5), lease=None)
