@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 import pytest
 import torch
@@ -12,9 +13,14 @@ from transformers import BertConfig, BertForQuestionAnswering
 import cloudai
 from cloudai import errors
 from cloudai.artifacts.store import Store
+from cloudai.benchmarking.measurement import Measurement
+from cloudai.benchmarking.work import _Bench, _Counted
 from cloudai.benchmarking.workloads import WORKLOADS
 from cloudai.drivers.simulated.world import World, Zone
 from cloudai.testing.simulation import Simulation
+from cloudai.training import execution
+from cloudai.training.context import Solo, Stopped
+from cloudai.training.job import STOPPED, SUCCEEDED, RunFiles
 from tests.benchmarking.test_squad import ASKED, content, tokenizer
 from tests.conftest import kill, wait_until
 
@@ -122,6 +128,41 @@ def test_a_full_run_trains_and_answers(squad_files):
     assert started.metrics["epoch"] == 3
 
 
+@pytest.mark.parametrize("lost_in", ["the training", "what comes after it"])
+def test_an_interrupted_full_run_counts_the_time_of_all_attempts(squad_files, monkeypatch, lost_in):
+    loss, answered, told, calls = _Counted.loss, _Bench._answered, [], []
+
+    def slow_loss(self, *given):
+        calls.append(time.sleep(0.1))
+        if lost_in == "the training" and not told:
+            told.append("told by SIGTERM")
+        return loss(self, *given)
+
+    def killed(self, *given):
+        if lost_in != "the training" and not told:
+            told.append("told by SIGTERM")
+            self.context.settle()
+            raise Stopped(told[0])
+        return answered(self, *given)
+
+    model, data = squad_files
+    monkeypatch.setattr(_Counted, "loss", slow_loss)
+    monkeypatch.setattr(_Bench, "_answered", killed)
+    with Simulation():
+        started = cloudai.benchmark("bert-tiny-squad", mode="full", model=model, data=data, seconds=0.1, on="simulated")
+        spec, folder = started.spec, RunFiles(started.spec).folder
+        assert execution.execute(spec, 1, Solo(), lambda: told[-1] if told else "") == STOPPED
+        assert execution.execute(spec, 2, Solo(), lambda: "") == SUCCEEDED
+        measured = Measurement.model_validate(folder.read_json("benchmark.json"))
+    assert len(calls) == 3, "nothing was done twice"
+    assert (measured.steps, measured.sequences, measured.hours_are) == (3, 9, "measured")
+    assert measured.seconds >= 0.3
+    assert measured.hours == pytest.approx(measured.seconds / 3600)
+    assert measured.per_second == pytest.approx(9 / measured.seconds)
+    assert measured.micro_batch == 3
+    assert any("was interrupted" in note for note in measured.notes)
+
+
 def test_a_model_of_another_architecture_is_refused(squad_files, tmp_path):
     model, data = squad_files
     with Simulation():
@@ -183,6 +224,6 @@ def test_a_full_run_that_is_killed_goes_on_and_says_so(home, squad_files):
     wait_until(lambda: started.status.checkpoint, timeout=120, what="a checkpoint")
     kill(started.status.pid)
     measured = started.wait(200, progress=False).result.measurement
-    assert (started.status.attempt, measured.hours_are, measured.sequences) == (2, "extrapolated", 540)
+    assert (started.status.attempt, measured.hours_are, measured.sequences) == (2, "measured", 540)
     assert any("interrupted" in note for note in measured.notes)
     assert measured.hours == pytest.approx(540 / measured.per_second / 3600, rel=0.01)
