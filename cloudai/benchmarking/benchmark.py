@@ -163,7 +163,7 @@ def prepare_benchmark(
         config=asked.model_dump(mode="json"),
         loop=chosen.loop(epochs=_ENDLESS if mode == "window" else None),
         resources=_resources(on, device, resources),
-        lease=now.run_lease if lease is None else lease,
+        lease=lease,
         store=now.store,
         tracking=now.tracking,
     )

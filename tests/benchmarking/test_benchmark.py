@@ -75,6 +75,12 @@ def test_a_store_that_is_away_does_not_keep_it_from_being_found(monkeypatch):
         assert back.result.measurement.per_second > 0
 
 
+def test_it_goes_on_for_as_long_as_a_run_does_or_for_ever():
+    with Simulation():
+        leases = [cloudai.benchmark("digits-mlp-train", on="simulated", **given).spec.lease for given in ({}, {"lease": None})]
+    assert leases == [24 * 3600, None]
+
+
 def test_it_can_be_ended(home):
     started = cloudai.benchmark("digits-mlp-train", seconds=600.0)
     assert started.spec.resources.cpus == os.cpu_count()
