@@ -9,6 +9,7 @@ from datetime import datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import EllipsisType
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 from cloudai import settings
@@ -204,8 +205,9 @@ def train(
         away, at a lower price), ``checkpoint``, ``max_failures`` (how often a killed worker comes back), ``hang`` (after how
         long without a step it is ended, to come back), ``budget`` (a `Budget`) and ``deadline`` (``"2h"`` from now, or a
         datetime with its time zone), at which it stops with a checkpoint, ``lease`` (how long it goes on when no live
-        handle renews it; ``None`` for ever). For a module also ``loss``, ``optimizer``, ``lr``, ``lr_schedule``,
-        ``warmup``, ``weight_decay``, ``max_grad_norm``, ``epochs``, ``batch_size``, ``micro_batch``, ``precision``,
+        handle renews it; ``None`` for ever, which is what the runs of a schedule take by default). For a module also ``loss``,
+        ``optimizer``, ``lr``, ``lr_schedule``, ``warmup``, ``weight_decay``, ``max_grad_norm``,
+        ``epochs``, ``batch_size``, ``micro_batch``, ``precision``,
         ``validation``; for a pretrained model also ``max_length``, ``task`` (``"text-classification"``,
         ``"token-classification"``, ``"question-answering"``, ``"causal-lm"``, ``"embeddings"``), ``lora`` (a `Lora`),
         ``gradient_checkpointing``, and for ``"causal-lm"`` ``max_new_tokens``.
@@ -230,6 +232,8 @@ def train(
         _refuse_options("a plan", data, {**options, **{name: value for name, value in mine.items() if value is not None}})
         started: Run = work.apply()
         return started
+    if schedule is not None:
+        options = {"lease": None, **options}  # nobody holds a run at night
     prepared, spec = _train_spec(work, data, options, search)
     if schedule is not None:
         return _start_schedule(prepared, schedule_spec(schedule, timezone or "UTC", data, spec, search))
@@ -328,7 +332,7 @@ def benchmark(
     on: str = "local",
     name: str | None = None,
     resources: Resources | None = None,
-    lease: str | float | None = None,
+    lease: str | float | EllipsisType | None = ...,
 ) -> Benchmark:
     """Measure a frozen workload on a machine, beside published platforms, and return the benchmark's handle at once.
 
@@ -350,7 +354,7 @@ def benchmark(
         Of a full run: a folder or name of a pretrained model of the workload's architecture, and the paths of
         ``train-v1.1.json`` and ``dev-v1.1.json`` of SQuAD.
     on, name, resources, lease : optional
-        As for `train`; by default all cores of this machine.
+        As for `train`; by default all cores of this machine, and the lease of the settings.
 
     Returns
     -------
@@ -375,7 +379,7 @@ def benchmark(
         on=on,
         name=_made_up_name(str(workload).partition("@")[0]) if name is None else name,
         resources=resources,
-        lease=lease,
+        lease=settings.current().run_lease if isinstance(lease, EllipsisType) else lease,
     )
     if registry.train_driver(on).capabilities.here:
         _require("benchmarking", "text", "torch", "transformers")

@@ -210,8 +210,7 @@ plan = st.builds(
 )
 VALUES = {Report: report, Decision: decision, Signature: signature, Rollout: rollout, Plan: plan, Finding: finding}
 
-BY_NAME = {"Run", "Deployment", "Monitor", "Model", "Schedule"}
-BY_NAME = {"Run", "Benchmark", "Deployment", "Monitor", "Model"}
+BY_NAME = {"Run", "Benchmark", "Deployment", "Monitor", "Model", "Schedule"}
 """Handles come back by their name: `attach`, `load_model`."""
 
 ONLY_THERE = {

@@ -19,9 +19,10 @@ from cloudai.benchmarking.workloads import Workload, find_workload
 from cloudai.display import Card
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import Needs
-from cloudai.errors import DataError, NotReadyError, SpecError
+from cloudai.errors import DataError, IntegrityError, NotReadyError, SpecError, StoreError
 from cloudai.planning import catalog
 from cloudai.planning.spending import Price
+from cloudai.specs.confidential import redact
 from cloudai.specs.resources import Resources
 from cloudai.specs.texts import TextTask
 from cloudai.specs.training import TrainSpec, Work
@@ -53,9 +54,13 @@ class Benchmark(Run):
         return f"Benchmark({self.name!r}, phase={self.phase!r})"
 
     def _read(self, record: Record) -> None:
+        """Read the run's folder; where the result cannot be read, the card says why, and `result` asks again."""
         super()._read(record)
         if record.phase == "succeeded" and self._result is None:
-            self._result = self._read_result(record)
+            try:
+                self._result = self._read_result(record)
+            except (StoreError, IntegrityError) as error:
+                self._unread = redact(error.what)
 
     def _read_result(self, record: Record) -> BenchmarkResult:
         digest = str(record.status.get("outcome") or "")
@@ -80,13 +85,17 @@ class Benchmark(Run):
             If it has not ended yet.
         RunFailedError
             If it ended without success.
+        StoreError, IntegrityError
+            If it cannot be read, or is not what was measured.
         """
         if self._result is None:
             self.refresh()
         if not self.ended:
             raise NotReadyError(f"the benchmark {self.name!r} is {self.phase}", fix="benchmark.wait() first")
-        if self._result is None:
+        if self.phase != "succeeded":
             raise self._failure()
+        if self._result is None:
+            self._result = self._read_result(self._record)
         return self._result
 
     @property
@@ -154,7 +163,7 @@ def prepare_benchmark(
         config=asked.model_dump(mode="json"),
         loop=chosen.loop(epochs=_ENDLESS if mode == "window" else None),
         resources=_resources(on, device, resources),
-        lease=now.run_lease if lease is None else lease,
+        lease=lease,
         store=now.store,
         tracking=now.tracking,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,8 @@ import torch
 __all__ = ["Meter", "NvmlMeter", "RaplMeter", "meter_of"]
 
 _RAPL = Path("/sys/class/powercap")
+_MOST_WATTS = 1000.0
+"""More than any processor takes for longer than a moment; the largest are made for half of it."""
 
 
 class Meter(Protocol):
@@ -24,8 +27,8 @@ class Meter(Protocol):
         """Begin to count."""
         ...
 
-    def joules(self) -> float:
-        """Return the joules since the start."""
+    def joules(self) -> float | None:
+        """Return the joules since the start; None where they cannot be known."""
         ...
 
 
@@ -45,10 +48,11 @@ class RaplMeter:
 
     zones: Mapping[Path, int]
     """The folder of each processor, and at which microjoule its counter begins again."""
+    now: Callable[[], float] = time.monotonic
     source = "RAPL, the whole processor"
 
     def __post_init__(self) -> None:
-        self._begin: dict[Path, int] = {}
+        self.start()
 
     @classmethod
     def found(cls, root: Path) -> RaplMeter | None:
@@ -64,12 +68,19 @@ class RaplMeter:
 
     def start(self) -> None:
         """Begin to count."""
-        self._begin = {zone: _read(zone / "energy_uj") for zone in self.zones}
+        self._spent, self._lost = 0, False
+        self._at, self._last = self.now(), self._energy()
 
-    def joules(self) -> float:
-        """Return the joules since the start; a counter may have begun again once."""
-        spent = ((_read(zone / "energy_uj") - begin) % (self.zones[zone] + 1) for zone, begin in self._begin.items())
-        return sum(spent) / 1e6
+    def joules(self) -> float | None:
+        """Return the joules since the start; None where a counter may have begun again twice between two questions."""
+        at, energy = self.now(), self._energy()
+        self._lost |= at - self._at > min(self.zones.values()) / 1e6 / _MOST_WATTS
+        self._spent += sum((energy[zone] - last) % (self.zones[zone] + 1) for zone, last in self._last.items())
+        self._at, self._last = at, energy
+        return None if self._lost else self._spent / 1e6
+
+    def _energy(self) -> dict[Path, int]:
+        return {zone: _read(zone / "energy_uj") for zone in self.zones}
 
 
 def _read(path: Path) -> int:

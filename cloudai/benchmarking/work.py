@@ -103,6 +103,47 @@ class _Watched:
 
 
 @dataclass(frozen=True)
+class _Taken:
+    """What a training has taken so far, without what was lost and done again."""
+
+    seconds: float = 0.0
+    joules: float | None = 0.0
+    most: int = 0
+
+    def __add__(self, other: _Taken) -> _Taken:
+        known = self.joules is not None and other.joules is not None
+        joules = (self.joules or 0.0) + (other.joules or 0.0) if known else None
+        return _Taken(self.seconds + other.seconds, joules, max(self.most, other.most))
+
+
+class _Summed:
+    """A run's context whose checkpoints also say what the training has taken up to them, in all attempts."""
+
+    def __init__(self, context: Context, taken: Callable[[], _Taken]) -> None:
+        self._context, self._own = context, taken
+        self._before = _Taken()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    @property
+    def taken(self) -> _Taken:
+        return self._before + self._own()
+
+    def restore(self, **parts: Any) -> dict[str, Any]:
+        saved = self._context.restore(**parts)
+        self._before = _Taken(**saved.pop("taken", {}))
+        return saved
+
+    def due(self) -> bool:
+        self._own()  # a counter of energy must be read before it begins again twice
+        return self._context.due()
+
+    def save(self, step: int, checkpoint: Mapping[str, Any], own: Any = None) -> None:
+        self._context.save(step, {**checkpoint, "taken": asdict(self.taken)}, own)
+
+
+@dataclass(frozen=True)
 class _Speed:
     """What a series of steps showed."""
 
@@ -148,17 +189,28 @@ class _Bench:
         assert isinstance(model, Reader)
         check_architecture(model.model.config, workload)
         counted, module = _Counted(AnswerRows(model, train)), model.trainable()
+        taken = self._fit(module, counted)
+        each = int(counted.weight(torch.arange(len(counted))))
+        sequences, steps = each * workload.epochs, workload.epochs * loop.batches_of(len(counted), workload.batch_size, 1)
+        joules = None if taken.joules is None else taken.joules / sequences
+        speed = _Speed(Interval(sequences / taken.seconds, None, None), steps, taken.seconds, taken.most, joules)
+        whole, scores = self._whole(each, taken.seconds), self._answered(module.eval(), AnswerRows(model, dev))
+        told = self._told(SpanFinder(model.model), speed).model_dump()
+        return Measurement(**{**told, **whole, **scores})
+
+    def _fit(self, module: torch.nn.Module, counted: _Counted) -> _Taken:
+        """Train to the end, and return what all attempts have taken."""
         if self.meter is not None:
             self.meter.start()
         begin = time.monotonic()
-        loop.fit(module, self.context, cast(Examples, counted))
-        seconds = time.monotonic() - begin
-        steps = workload.epochs * loop.batches_of(len(counted), workload.batch_size, 1)
-        joules = self.meter.joules() / counted.rows if self.meter is not None else None
-        speed = _Speed(Interval(counted.rows / seconds, None, None), steps, seconds, counted.most, joules)
-        whole, scores = self._whole(counted, seconds), self._answered(module.eval(), AnswerRows(model, dev))
-        told = self._told(SpanFinder(model.model), speed).model_dump()
-        return Measurement(**{**told, **whole, **scores})
+
+        def own() -> _Taken:
+            joules = self.meter.joules() if self.meter is not None else None
+            return _Taken(time.monotonic() - begin, joules, counted.most)
+
+        summed = _Summed(self.context, own)
+        loop.fit(module, cast(Context, summed), cast(Examples, counted))
+        return summed.taken
 
     def _answered(self, module: torch.nn.Module, rows: AnswerRows) -> dict[str, float]:
         """Return F1 and exact match in percent, as SQuAD gives them."""
@@ -170,17 +222,15 @@ class _Bench:
                 self.context.stop_if_told()
         return {name.removeprefix("val_"): 100 * value / len(rows) for name, value in total.items()}
 
-    def _whole(self, counted: _Counted, seconds: float) -> dict[str, Any]:
-        """Return how long the whole training took; of an interrupted one this attempt has seen the end alone."""
-        each, notes = int(counted.weight(torch.arange(len(counted)))), []
-        whole = self.context.resumed_from is None
-        if not whole:
-            seconds *= each * self.workload.epochs / counted.rows
-            notes.append("the run was interrupted: its hours are all sequences at the speed of the last attempt")
+    def _whole(self, each: int, seconds: float) -> dict[str, Any]:
+        """Return how long the whole training took, of `each` sequences an epoch."""
+        notes = []
+        if self.context.resumed_from is not None:
+            notes.append("the run was interrupted: its time is that of all attempts, without what was lost and done again")
         if each != self.workload.features:
             notes.append(f"your data gives {each} sequences an epoch, the workload has {self.workload.features}")
-        are, sequences = "measured" if whole else "extrapolated", each * self.workload.epochs
-        return {"hours": seconds / 3600, "hours_are": are, "sequences": sequences, "notes": (*self._notes, *notes)}
+        sequences = each * self.workload.epochs
+        return {"hours": seconds / 3600, "hours_are": "measured", "sequences": sequences, "notes": (*self._notes, *notes)}
 
     def _fitting(self, module: torch.nn.Module, examples: Examples) -> int | None:
         """Return how many rows to compute at once; None where the loop finds that out by itself, as on a GPU."""
@@ -219,8 +269,9 @@ class _Bench:
 
     def _speed(self, times: StepTimes, micro_batch: int) -> _Speed:
         rows, seconds = times.rows(), times.durations()
-        joules = self.meter.joules() / float(rows.sum()) if self.meter is not None else None
-        return _Speed(rate(rows, seconds), len(seconds), float(seconds.sum()), micro_batch, joules)
+        joules = self.meter.joules() if self.meter is not None else None
+        each = None if joules is None else joules / float(rows.sum())
+        return _Speed(rate(rows, seconds), len(seconds), float(seconds.sum()), micro_batch, each)
 
     def _say(self, rows: int, step: int) -> None:
         """Report now and then how far it is, and end where the run was told to."""

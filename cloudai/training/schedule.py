@@ -238,10 +238,17 @@ class _Advance:
         self._add(at, "", why, why)
 
     def _add(self, at: float, name: str, what: str, event: str, *, making: str = "") -> None:
-        self.runs = [*self.runs, {"at": at, "name": name, "what": what}][-_KEPT:]
+        self.runs = _last([*self.runs, {"at": at, "name": name, "what": what}])
         change = {"runs": self.runs, "next": self.after(self.ledger.clock.now()), "making": making}
         self.observe("scheduled", change, event)
 
     def observe(self, phase: str, change: Mapping[str, Any], event: str) -> None:
         """Write down what was seen."""
         self.ledger.observe("schedule", self.record.name, phase, change, event=event)
+
+
+def _last(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the last entries, and always the last run among them: it may go on while more times are left out than are kept."""
+    kept, named = runs[-_KEPT:], [run for run in runs if run["name"]]
+    lost = named and not any(run["name"] for run in kept)
+    return [named[-1], *kept[1:]] if lost else kept

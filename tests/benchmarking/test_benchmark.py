@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 import pytest
 import torch
@@ -11,9 +12,15 @@ from transformers import BertConfig, BertForQuestionAnswering
 
 import cloudai
 from cloudai import errors
+from cloudai.artifacts.store import Store
+from cloudai.benchmarking.measurement import Measurement
+from cloudai.benchmarking.work import _Bench, _Counted
 from cloudai.benchmarking.workloads import WORKLOADS
 from cloudai.drivers.simulated.world import World, Zone
 from cloudai.testing.simulation import Simulation
+from cloudai.training import execution
+from cloudai.training.context import Solo, Stopped
+from cloudai.training.job import STOPPED, SUCCEEDED, RunFiles
 from tests.benchmarking.test_squad import ASKED, content, tokenizer
 from tests.conftest import kill, wait_until
 
@@ -47,8 +54,31 @@ def test_it_is_measured_found_again_and_checked(home):
     file = home / "store" / "runs" / started.name / "benchmark.json"
     values = json.loads(file.read_text())
     file.write_text(json.dumps({**values, "per_second": 1e9}))
+    spoilt = cloudai.attach(started.ref)
+    assert "its progress may be old" in str(spoilt)
     with pytest.raises(errors.IntegrityError):
-        cloudai.attach(started.ref)
+        _ = spoilt.result
+
+
+def test_a_store_that_is_away_does_not_keep_it_from_being_found(monkeypatch):
+    def away(*_):
+        raise errors.StoreError("the store is away", fix="wait", temporary=True)
+
+    with Simulation():
+        started = cloudai.benchmark("digits-mlp-train", on="simulated", seconds=0.1)
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "read_verified", away)
+            back = cloudai.attach(started.wait(3600, progress=False).ref)
+            assert "its progress may be old: the store is away" in str(back)
+            with pytest.raises(errors.StoreError, match="is away"):
+                _ = back.result
+        assert back.result.measurement.per_second > 0
+
+
+def test_it_goes_on_for_as_long_as_a_run_does_or_for_ever():
+    with Simulation():
+        leases = [cloudai.benchmark("digits-mlp-train", on="simulated", **given).spec.lease for given in ({}, {"lease": None})]
+    assert leases == [24 * 3600, None]
 
 
 def test_it_can_be_ended(home):
@@ -102,6 +132,41 @@ def test_a_full_run_trains_and_answers(squad_files):
     assert any("your data gives 3 sequences" in note for note in measured.notes)
     assert "val_loss" not in started.metrics
     assert started.metrics["epoch"] == 3
+
+
+@pytest.mark.parametrize("lost_in", ["the training", "what comes after it"])
+def test_an_interrupted_full_run_counts_the_time_of_all_attempts(squad_files, monkeypatch, lost_in):
+    loss, answered, told, calls = _Counted.loss, _Bench._answered, [], []
+
+    def slow_loss(self, *given):
+        calls.append(time.sleep(0.1))
+        if lost_in == "the training" and not told:
+            told.append("told by SIGTERM")
+        return loss(self, *given)
+
+    def killed(self, *given):
+        if lost_in != "the training" and not told:
+            told.append("told by SIGTERM")
+            self.context.settle()
+            raise Stopped(told[0])
+        return answered(self, *given)
+
+    model, data = squad_files
+    monkeypatch.setattr(_Counted, "loss", slow_loss)
+    monkeypatch.setattr(_Bench, "_answered", killed)
+    with Simulation():
+        started = cloudai.benchmark("bert-tiny-squad", mode="full", model=model, data=data, seconds=0.1, on="simulated")
+        spec, folder = started.spec, RunFiles(started.spec).folder
+        assert execution.execute(spec, 1, Solo(), lambda: told[-1] if told else "") == STOPPED
+        assert execution.execute(spec, 2, Solo(), lambda: "") == SUCCEEDED
+        measured = Measurement.model_validate(folder.read_json("benchmark.json"))
+    assert len(calls) == 3, "nothing was done twice"
+    assert (measured.steps, measured.sequences, measured.hours_are) == (3, 9, "measured")
+    assert measured.seconds >= 0.3
+    assert measured.hours == pytest.approx(measured.seconds / 3600)
+    assert measured.per_second == pytest.approx(9 / measured.seconds)
+    assert measured.micro_batch == 3
+    assert any("was interrupted" in note for note in measured.notes)
 
 
 def test_a_model_of_another_architecture_is_refused(squad_files, tmp_path):
@@ -165,6 +230,6 @@ def test_a_full_run_that_is_killed_goes_on_and_says_so(home, squad_files):
     wait_until(lambda: started.status.checkpoint, timeout=120, what="a checkpoint")
     kill(started.status.pid)
     measured = started.wait(200, progress=False).result.measurement
-    assert (started.status.attempt, measured.hours_are, measured.sequences) == (2, "extrapolated", 540)
+    assert (started.status.attempt, measured.hours_are, measured.sequences) == (2, "measured", 540)
     assert any("interrupted" in note for note in measured.notes)
     assert measured.hours == pytest.approx(540 / measured.per_second / 3600, rel=0.01)

@@ -65,11 +65,27 @@ def test_energy_is_that_of_all_processors_and_a_counter_may_begin_again(tmp_path
     first, second = zone(tmp_path, "intel-rapl:0", 100), zone(tmp_path, "intel-rapl:1", 900)
     part = zone(tmp_path, "intel-rapl:0:0", 0)
     meter = RaplMeter.found(tmp_path)
+    meter.now = lambda: 0.0
     meter.start()
     first.write_text("350")
     second.write_text("99")
     part.write_text("500")
     assert meter.joules() == pytest.approx((250 + 200) / 1e6)
+
+
+def test_a_counter_that_begins_again_and_again_is_summed_while_it_is_read_and_else_left_out(tmp_path):
+    counter, most, watts = zone(tmp_path, "intel-rapl:0", 0, 10**9), 10**9, 400
+    meter, second = RaplMeter.found(tmp_path), [0.0]
+    meter.now = lambda: second[0]
+    meter.start()
+    for second[0] in np.arange(0.0, 60.0, 0.5):  # 1000 J: it begins again each 2.5 s
+        counter.write_text(str(int(second[0] * watts * 1e6) % (most + 1)))
+        assert meter.joules() == pytest.approx(second[0] * watts)
+    second[0] += 1.1  # 1000 W could have turned it round in a second
+    assert meter.joules() is None
+    assert meter.joules() is None, "what was lost stays lost"
+    meter.start()
+    assert meter.joules() == 0.0
 
 
 def test_energy_that_cannot_be_read_is_left_out(tmp_path):

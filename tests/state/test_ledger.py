@@ -51,7 +51,7 @@ def test_find_by_reference_or_by_a_name_that_is_unique(ledger):
         ledger.find("run/onee")
     with pytest.raises(NotFoundError, match="no kind"):
         ledger.find("rnu/one")
-    with pytest.raises(NotFoundError, match="no run, deployment or monitor"):
+    with pytest.raises(NotFoundError, match="no run, deployment, monitor or schedule"):
         ledger.find("three")
 
 

@@ -152,6 +152,26 @@ def test_no_two_runs_at_once():
         ]
 
 
+def test_a_run_that_goes_on_for_more_times_than_are_kept_stays_alone():
+    with Simulation(durations={"m": "130m"}) as simulation:
+        handle = schedule(work=load_and_train, schedule="* * * * *")
+        simulation.advance("2h")
+        first, *later = handle.runs
+        assert (first.name, first.what) == ("nightly-20260101-0001", "running")
+        assert {run.what for run in later} == {f"skipped: {first.name} goes on"}
+        assert len(later) == 99
+        assert [record.name for record in open_ledger().records("run")] == [first.name]
+
+
+def test_a_run_that_nobody_holds_goes_on_to_its_end_unless_it_has_a_lease():
+    with Simulation(durations={"m": "30h"}) as simulation:
+        schedule(work=load_and_train)
+        schedule(work=load_and_train, name="leased", lease="2h")
+        simulation.advance("34h")
+        assert cloudai.attach("run/nightly-20260101-0300").phase == "succeeded"
+        assert cloudai.attach("run/leased-20260101-0300").phase == "cancelled"
+
+
 def test_missed_times_are_caught_up_once():
     with Simulation() as simulation:
         handle = schedule(work=load_and_train)

@@ -28,6 +28,7 @@ from cloudai.training.search.trials import TrialState, parent_of, reports_of, se
 
 __all__ = ["advance"]
 
+_FAILED = "with its search, which failed"
 _FACTS = ("kind", "signature", "metrics", "features", "labels")
 
 
@@ -234,10 +235,19 @@ class _Advance:
             why = self.ledger.get("run", best.name).status.get("why_not_exact", "")
             kept = {"best": best.name, "model": self._model_of(best), "why_not_exact": why or self._side_by_side}
             self._observe("running", kept, "")  # before the others' are removed, and with them where it came from
-        store = Store(self.base.store)
         for trial in self.trials:
-            store.remove(f"models/{trial.name}")
+            self._remove_model(trial)
         self._observe("succeeded", {"reason": "", "store": ""}, f"succeeded: the best trial is {best.name}")
+
+    def _remove_model(self, trial: TrialState) -> None:
+        """Remove the version that a trial made, and nothing else that lies under its name: that may be a user's."""
+        child = self._child(trial)
+        if child is not None and (model := child.status.get("model")):
+            store, folder = Store(self.base.store), f"models/{model['name']}"
+            store.remove(f"{folder}/{model['version']}")
+            store.remove(f"{folder}/claims/{model['version']}.json")
+            if not store.walk(folder):
+                store.remove(folder)  # of this machine's disk, where it stays when it is empty
 
     @property
     def _side_by_side(self) -> str:
@@ -271,16 +281,23 @@ class _Advance:
         self._observe("failed", {"reason": reason, "fix": first.fix, "frames": frames}, f"failed: {reason}")
 
     def wait_for_store(self, error: StoreError) -> None:
-        """Note that the store keeps us; what runs goes on, and the next look tries again."""
+        """Note that the store keeps us, where waiting helps: what runs goes on, and the next look tries again."""
+        if not error.temporary:
+            self.give_up(error)
+            return
         what = redact(error.what)
         if self.record.status.get("store") != what:
             self._observe(self.record.phase, {"store": what}, f"waiting: {what}")
 
     def give_up(self, error: CloudAIError) -> None:
         """End what is under way and then the search, for an error."""
-        for child in map(self._child, self.under_way):
-            if child is not None and not child.ended:
-                self.ledger.want("run", child.name, {"cancel": "with its search, which failed"})
+        for trial in self.under_way:
+            child = self._child(trial)
+            trial.phase, trial.reason = "cancelled", _FAILED  # now: nobody looks after it once the search has ended
+            if child is not None and child.ended:
+                trial.phase, trial.reason = child.phase, child.status.get("reason", "")
+            elif child is not None:
+                self.ledger.want("run", child.name, {"cancel": _FAILED})
         status = redacted({"reason": error.what, "fix": error.fix})
         self._observe("failed", status, f"failed: {status['reason']}")
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cloudai.display import Card, Shown, Table, duration, money
-from cloudai.errors import CloudAIError, NotFoundError, NotReadyError
+from cloudai.errors import CloudAIError, IntegrityError, NotFoundError, NotReadyError, StoreError
 from cloudai.planning.spending import Spending, spending
+from cloudai.specs.confidential import redact
 from cloudai.specs.search import Search
 from cloudai.specs.training import TrainSpec
 from cloudai.state.ledger import Ledger, Record
@@ -116,25 +117,36 @@ class SearchRun(Run):
         self._drawn = self.search.drawn(TrainSpec.model_validate(record.spec).seed)
         self._children: dict[str, Record] = {}
         self._reports: dict[str, list[Row]] = {}
+        self._behind: set[str] = set()  # trials whose reports could not be read
         super().__init__(ledger, record)
 
     def __repr__(self) -> str:
         return f"SearchRun({self.name!r}, phase={self.phase!r}, trials={len(self._drawn)})"
 
     def _read(self, record: Record) -> None:
+        """Read the trials; where that fails, what was read of one before stays, and the card says why it is old."""
+        unread = ""
         for state in states_of(record):
             known = self._children.get(state.name)
-            if known is None or not known.ended or known.phase == "stopped":  # which may go on
-                self._read_trial(state)
+            if known is None or not known.ended or known.phase == "stopped" or state.name in self._behind:  # it may go on
+                unread = self._read_trial(state) or unread
+        self._unread = unread
 
-    def _read_trial(self, state: TrialState) -> None:
+    def _read_trial(self, state: TrialState) -> str:
+        """Read a trial; returns why its reports could not be, and empty where they were."""
         try:
             child = self._ledger.get("run", state.name)
         except NotFoundError:  # noted, and recorded in a moment
-            return
-        spec = TrainSpec.model_validate(child.spec)
-        self._reports[state.name] = reports_of(spec, self.search.metric, ended=child.ended, since=child.created)
+            return ""
         self._children[state.name] = child
+        spec = TrainSpec.model_validate(child.spec)
+        try:
+            self._reports[state.name] = reports_of(spec, self.search.metric, ended=child.ended, since=child.created)
+        except (StoreError, IntegrityError) as error:
+            self._behind.add(state.name)
+            return redact(error.what)
+        self._behind.discard(state.name)
+        return ""
 
     @property
     def trials(self) -> Trials:
@@ -192,8 +204,12 @@ class SearchRun(Run):
         while True:
             states = states_of(self._record)
             for state in states[seen:]:
-                yield from (f"{state.name}: {line}" for line in Run(self._ledger, self._child(state.name)).logs(follow=follow))
-            seen = len(states)
+                try:
+                    trial = Run(self._ledger, self._child(state.name))
+                except NotFoundError:  # noted, and recorded in a moment
+                    break
+                yield from (f"{state.name}: {line}" for line in trial.logs(follow=follow))
+                seen += 1
             if not follow or self.ended:
                 return
             self._ledger.clock.pause(0.1)
@@ -235,8 +251,10 @@ class SearchRun(Run):
             *self._limits_shown(),
             ("exact", "yes, bit for bit" if self.exact else f"not promised: {self.why_not_exact}"),
         ]
-        note = f"as of {self.age}; cloudai.attach({self.ref!r}) brings it back"
-        return Card(f"Search {self.name}", facts, curves=self._curves(), tables=[trials.table()], notes=[note])
+        notes = [f"as of {self.age}; cloudai.attach({self.ref!r}) brings it back"]
+        if self._unread:
+            notes.append(f"its progress may be old: {self._unread}")
+        return Card(f"Search {self.name}", facts, curves=self._curves(), tables=[trials.table()], notes=notes)
 
 
 def search_spending(ledger: Ledger, record: Record, now: float) -> Spending:

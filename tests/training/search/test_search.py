@@ -227,7 +227,7 @@ def test_a_store_that_fails_at_the_end_is_waited_for(monkeypatch):
     remove, refused = Store.remove, []
 
     def refuses_once(self, key):
-        if key == "models/s-002" and not refused:
+        if key.startswith("models/s-002/") and not refused:
             refused.append(key)
             raise errors.StoreError("the store is away", fix="wait", temporary=True)
         remove(self, key)
@@ -240,6 +240,36 @@ def test_a_store_that_fails_at_the_end_is_waited_for(monkeypatch):
         assert Store(settings.current().store).list("models") == ["m"]
 
 
+def test_a_model_of_the_users_that_has_a_trials_name_is_left_alone():
+    with Simulation():
+        own = cloudai.train(network(), DATA, on="simulated", name="own", model_name="s-002", epochs=1).wait(progress=False)
+        before = own.model.uri, own.model.digest
+        run = train(Search(SPACE, trials=2, grace=None)).wait(progress=False)
+        assert run.phase == "succeeded"
+        assert (cloudai.load_model("s-002").uri, cloudai.load_model("s-002").digest) == before
+        store = Store(settings.current().store)
+        assert sorted(store.list("models")) == ["m", "s-002"]
+        assert store.list("models/s-002") == [own.model.version, "claims"]
+        assert store.list("models/s-002/claims") == [f"{own.model.version}.json"]
+
+
+def test_a_store_that_refuses_ends_the_search_and_all_its_trials(monkeypatch):
+    def refuses(*_, **__):
+        raise errors.StoreError("the key is not valid", fix="renew it")
+
+    with Simulation() as simulation:
+        run = train(Search(SPACE, trials=3))
+        simulation.advance("5m")
+        monkeypatch.setattr("cloudai.training.search.advance.reports_of", refuses)
+        simulation.advance("5m")
+        assert (run.phase, run.status.reason) == ("failed", "the key is not valid")
+        assert open_ledger().get("run", "s").status["fix"] == "renew it"
+        assert {trial.phase for trial in run.trials} == {"cancelled"}
+        assert {trial.reason for trial in run.trials} == {"with its search, which failed"}
+        assert cloudai.attach("run/s-001").phase == "cancelled"
+        assert len(cloudai.ps()) == 0
+
+
 def test_a_run_that_has_a_trials_name_is_left_alone():
     with Simulation() as simulation:
         other = cloudai.train(network(), DATA, on="simulated", name="s-002", epochs=1)
@@ -247,6 +277,7 @@ def test_a_run_that_has_a_trials_name_is_left_alone():
         simulation.advance("5m")
         assert run.phase == "failed"
         assert "there is a run 's-002' already" in run.status.reason
+        assert {trial.phase for trial in run.trials} == {"cancelled"}
         other.wait(progress=False)
         assert cloudai.attach("run/s-001").phase == "cancelled"
 
@@ -313,6 +344,44 @@ def test_logs_say_which_trial_wrote_them():
         lines = list(run.logs())
         assert any(line.startswith("s-001: step") for line in lines)
         assert any(line.startswith("s-002: step") for line in lines)
+
+
+def test_a_store_that_is_away_does_not_keep_a_search_from_being_found(monkeypatch):
+    def away(*_, **__):
+        raise errors.StoreError("the store is away", fix="wait", temporary=True)
+
+    with Simulation():
+        run = train(Search(SPACE, trials=2, grace=None)).wait(progress=False)
+        seen = run.metrics
+        with monkeypatch.context() as patch:
+            patch.setattr("cloudai.training.search.run.reports_of", away)
+            run.refresh()
+            back = cloudai.attach("run/s")
+            assert (run.metrics, back.metrics, back.cost) == (seen, {}, run.cost)
+            assert "its progress may be old: the store is away" in str(back)
+        back.refresh()
+        assert back.metrics == seen
+        assert "may be old" not in str(back)
+
+
+def test_logs_wait_for_a_trial_that_is_noted_and_not_yet_recorded(monkeypatch):
+    create, refused = Ledger.create, []
+
+    def dies_once(self, kind, name, *rest, **options):
+        if name == "s-002" and not refused:
+            refused.append(name)
+            raise errors.LedgerError("killed here", fix="start another")
+        return create(self, kind, name, *rest, **options)
+
+    with Simulation() as simulation:
+        monkeypatch.setattr(Ledger, "create", dies_once)
+        run = train(Search(SPACE, trials=2, grace=None))
+        with pytest.raises(errors.LedgerError, match="killed here"):
+            simulation.advance("1m")
+        run.refresh()
+        assert [trial.phase for trial in run.trials] == ["running", "running"]
+        assert {line.partition(":")[0] for line in run.logs()} <= {"s-001"}
+        assert {line.partition(":")[0] for line in run.logs(follow=True)} == {"s-001", "s-002"}
 
 
 def test_a_budget_is_for_all_trials_together_and_a_stopped_search_goes_on_with_a_larger_one():
