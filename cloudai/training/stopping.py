@@ -54,6 +54,9 @@ class Stop:
     def checkpoint_took(self, seconds: float) -> None:
         """Learn how long a checkpoint was on its way."""
 
+    def step_takes(self, seconds: float) -> None:
+        """Learn what a step takes now, where others take the steps."""
+
     def hurries(self) -> bool:
         """Whether a checkpoint is wanted at once, though the worker goes on; says so once."""
         return False
@@ -96,6 +99,10 @@ class StopSignal(Stop):
     def checkpoint_took(self, seconds: float) -> None:
         """Learn how long a checkpoint was on its way: so much is kept back for the last one."""
         self._countdown.checkpoint_took(seconds)
+
+    def step_takes(self, seconds: float) -> None:
+        """Learn what a step takes now, where others take the steps: they must be told so much sooner."""
+        self._countdown.step_takes(seconds)
 
     def hurries(self) -> bool:
         """Whether a checkpoint is wanted at once, though the worker goes on; says so once."""
