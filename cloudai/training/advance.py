@@ -36,6 +36,7 @@ from cloudai.training.hangs import HangWatch
 from cloudai.training.job import JOB, LIMITED, PREEMPTED, RunFiles
 from cloudai.training.journal import JournalReader
 from cloudai.training.limits import Limits, spans_of
+from cloudai.training.notices import noted
 from cloudai.training.tracked import mark_behind
 
 __all__ = ["advance", "due", "needs_of"]
@@ -314,7 +315,7 @@ class _Advance:
 
     def _come_back(self, status: JobStatus) -> None:
         """Start the next attempt after a worker was killed or lost, unless that happened too often."""
-        reason, noticed = self._why(status) or "the worker is gone", status.exit_code == PREEMPTED
+        reason, noticed = self._why(status) or "the worker is gone", status.exit_code == PREEMPTED or self._was_told()
         self.attempts[-1]["failure"] = status.phase != "preempted" and not noticed
         failures = sum(attempt.get("failure", False) for attempt in self.attempts)
         if failures > self.spec.failure.max_failures:
@@ -329,6 +330,14 @@ class _Advance:
         if pause is None:
             self.record = self.ledger.get("run", self.spec.name)
             self._start()
+
+    def _was_told(self) -> bool:
+        """Whether the last attempt's machine was to be taken away: it may be gone before the worker has ended for it."""
+        attempt = self.attempts[-1]
+        notice = noted(self.files.folder, attempt["number"])
+        if notice is not None:
+            attempt.update(notice=notice.text, final=notice.final)
+        return notice is not None and notice.final
 
     def _pause(self) -> dict[str, Any] | None:
         """Return when to come back after a notice to an attempt that was short: the same machine would get it again."""

@@ -73,10 +73,19 @@ class StopSignal(Stop):
         Those of this attempt, which began with this process.
     cloud : Source or None
         Who may say that this machine will be taken away.
+    note : callable
+        Called with each thing that it says.
     """
 
-    def __init__(self, lease_path: Path | None, limits: Limits, cloud: notices.Source | None = None) -> None:
+    def __init__(
+        self,
+        lease_path: Path | None,
+        limits: Limits,
+        cloud: notices.Source | None = None,
+        note: Callable[[notices.Notice], None] = lambda notice: None,
+    ) -> None:
         super().__init__(self._look)
+        self._note = note
         self._reason, self._code = "", STOPPED
         self._hurries = False
         skew = time.time() - time.monotonic()
@@ -116,6 +125,7 @@ class StopSignal(Stop):
             self.end(PREEMPTED, notice.text)
         else:
             self._hurries = True
+        self._note(notice)
 
     def _look(self) -> str:
         if not self._reason:
