@@ -201,10 +201,13 @@ class _Advance:
         """Note that the attempt runs, once it reports."""
         before = dict(self.attempts[-1])
         self.attempts[-1].update(started=status.started_at, pid=status.pid)
-        phase = "running" if self.record.phase == "running" or self._reports() else self.record.phase
-        if phase != self.record.phase or before != self.attempts[-1]:
+        phase = self.record.phase
+        if before != self.attempts[-1]:
+            self._observe(phase, {"refusals": 0}, "")
+        self._enforce(phase, status)  # before the store is asked, which may be away
+        if phase != "running" and self._reports():
+            phase = "running"
             self._observe(phase, {"refusals": 0, "store": ""}, "")
-        self._enforce(phase, status)
         self._watch(phase)
 
     @property
@@ -324,7 +327,7 @@ class _Advance:
             return
         checkpoint = JournalReader(self.files.folder).status().get("checkpoint")
         since = "the start" if checkpoint is None else f"step {checkpoint}"
-        pause = self._pause() if noticed else None
+        pause = self._pause() if noticed or not status.started_at else None
         change = {"reason": reason, "lost": reason, "taken": pause, "waiting": pause}
         self._observe("recovering", change, f"{reason}; coming back from {since}")
         if pause is None:
@@ -340,7 +343,7 @@ class _Advance:
         return notice is not None and notice.final
 
     def _pause(self) -> dict[str, Any] | None:
-        """Return when to come back after a notice to an attempt that was short: the same machine would get it again."""
+        """Return when to come back after an attempt that was short: its machine would get a notice, its place be full again."""
         last, now = self.attempts[-1], self.ledger.clock.now()
         short = last["ended"] - (last.get("started") or last["ended"]) < _SHORT
         return Silence.after(self.record.status.get("taken"), now).to_json() if short else None
