@@ -111,7 +111,7 @@ def test_a_model_in_parts_ends_as_whole_copies_do_and_exactly_over_a_kill(home):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_workers_of_long_steps_end_by_themselves_before_the_deadline(home):
-    run = cloudai.train(long_steps, name="long", num_workers=2, deadline="70s", lease="10m")
+    run = cloudai.train(long_steps, name="long", num_workers=2, deadline="2m", lease="10m")
     wait_until(lambda: run.refresh() or run.ended, timeout=200, what="the end")
     assert run.phase == "stopped"
     attempt = run._record.status["attempts"][0]
