@@ -36,6 +36,7 @@ from cloudai.training.hangs import HangWatch
 from cloudai.training.job import JOB, LIMITED, PREEMPTED, RunFiles
 from cloudai.training.journal import JournalReader
 from cloudai.training.limits import Limits, spans_of
+from cloudai.training.notices import noted
 from cloudai.training.tracked import mark_behind
 
 __all__ = ["advance", "due", "needs_of"]
@@ -200,10 +201,13 @@ class _Advance:
         """Note that the attempt runs, once it reports."""
         before = dict(self.attempts[-1])
         self.attempts[-1].update(started=status.started_at, pid=status.pid)
-        phase = "running" if self.record.phase == "running" or self._reports() else self.record.phase
-        if phase != self.record.phase or before != self.attempts[-1]:
+        phase = self.record.phase
+        if before != self.attempts[-1]:
+            self._observe(phase, {"refusals": 0}, "")
+        self._enforce(phase, status)  # before the store is asked, which may be away
+        if phase != "running" and self._reports():
+            phase = "running"
             self._observe(phase, {"refusals": 0, "store": ""}, "")
-        self._enforce(phase, status)
         self._watch(phase)
 
     @property
@@ -314,7 +318,7 @@ class _Advance:
 
     def _come_back(self, status: JobStatus) -> None:
         """Start the next attempt after a worker was killed or lost, unless that happened too often."""
-        reason, noticed = self._why(status) or "the worker is gone", status.exit_code == PREEMPTED
+        reason, noticed = self._why(status) or "the worker is gone", status.exit_code == PREEMPTED or self._was_told()
         self.attempts[-1]["failure"] = status.phase != "preempted" and not noticed
         failures = sum(attempt.get("failure", False) for attempt in self.attempts)
         if failures > self.spec.failure.max_failures:
@@ -323,15 +327,23 @@ class _Advance:
             return
         checkpoint = JournalReader(self.files.folder).status().get("checkpoint")
         since = "the start" if checkpoint is None else f"step {checkpoint}"
-        pause = self._pause() if noticed else None
+        pause = self._pause() if noticed or not status.started_at else None
         change = {"reason": reason, "lost": reason, "taken": pause, "waiting": pause}
         self._observe("recovering", change, f"{reason}; coming back from {since}")
         if pause is None:
             self.record = self.ledger.get("run", self.spec.name)
             self._start()
 
+    def _was_told(self) -> bool:
+        """Whether the last attempt's machine was to be taken away: it may be gone before the worker has ended for it."""
+        attempt = self.attempts[-1]
+        notice = noted(self.files.folder, attempt["number"])
+        if notice is not None:
+            attempt.update(notice=notice.text, final=notice.final)
+        return notice is not None and notice.final
+
     def _pause(self) -> dict[str, Any] | None:
-        """Return when to come back after a notice to an attempt that was short: the same machine would get it again."""
+        """Return when to come back after an attempt that was short: its machine would get a notice, its place be full again."""
         last, now = self.attempts[-1], self.ledger.clock.now()
         short = last["ended"] - (last.get("started") or last["ended"]) < _SHORT
         return Silence.after(self.record.status.get("taken"), now).to_json() if short else None

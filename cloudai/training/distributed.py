@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from cloudai.artifacts.store import Store
@@ -27,6 +27,7 @@ from cloudai.training.job import FAILED, LOST, STOPPED, SUCCEEDED, WORKER_PATIEN
 from cloudai.training.journal import JournalReader
 from cloudai.training.ranks import Notice, rank_main
 from cloudai.training.sizes import note_size, sizes_of
+from cloudai.training.stopping import Stop
 
 __all__ = ["execute_on_ray"]
 
@@ -48,7 +49,7 @@ _ROOM_SOON = 60.0
 _MORE_ROOM = "there is room for more workers"
 
 
-def execute_on_ray(spec: TrainSpec, attempt: int, stop_reason: Callable[[], str]) -> int:
+def execute_on_ray(spec: TrainSpec, attempt: int, stop: Stop) -> int:
     """Run the work on several workers, and return the exit code.
 
     Ray does not restart failed workers here: that is the supervisor's, as for one worker, so that every attempt is counted
@@ -66,7 +67,7 @@ def execute_on_ray(spec: TrainSpec, attempt: int, stop_reason: Callable[[], str]
     try:
         with _Cluster(spec) as cluster:
             while True:
-                code, told = _Fit(cluster, spec, attempt, stop_reason).run(files.folder)
+                code, told = _Fit(cluster, spec, attempt, stop).run(files.folder)
                 if not (code == STOPPED and told == _MORE_ROOM):
                     break
     except PlacementError as error:
@@ -162,8 +163,8 @@ class _Cluster:
 class _Fit:
     """One start of all ranks, until they have ended."""
 
-    def __init__(self, cluster: _Cluster, spec: TrainSpec, attempt: int, stop_reason: Callable[[], str]) -> None:
-        self._cluster, self._spec, self._attempt, self._stop_reason = cluster, spec, attempt, stop_reason
+    def __init__(self, cluster: _Cluster, spec: TrainSpec, attempt: int, stop: Stop) -> None:
+        self._cluster, self._spec, self._attempt, self._stop = cluster, spec, attempt, stop
         self._notice = cluster.notice()
         self._over = threading.Event()
         self._told = ""
@@ -214,14 +215,24 @@ class _Fit:
         """Tell the ranks when they should end: the worker was told so, or there is room for more of them."""
         looked = time.monotonic()
         while not self._over.wait(_LOOK):
-            if reason := self._stop_reason():
+            if reason := self._stop():
                 self._tell(reason)
                 return
+            self._pass_on()
             if time.monotonic() - looked >= self._spec.scaling.check_every:
                 looked = time.monotonic()
                 if self._may_grow(size):
                     self._tell(_MORE_ROOM)
                     return
+
+    def _pass_on(self) -> None:
+        """Let the ranks know that a checkpoint is wanted at once, and hear how soon they must know that they should end."""
+        if self._stop.hurries():
+            log.warning("telling the workers to write a checkpoint: %s", self._stop.notice)
+            self._notice.hurry.remote(self._stop.notice)
+        if pace := self._ask(self._notice.pace):
+            self._stop.step_takes(pace.step)
+            self._stop.checkpoint_took(pace.checkpoint)
 
     def _may_grow(self, size: int) -> bool:
         larger = [more for more in sizes_of(self._spec) if more > size]
@@ -231,7 +242,7 @@ class _Fit:
         """Let the ranks write a checkpoint at a common step and end; where none has begun, end at once."""
         log.warning("telling the workers to stop: %s", reason)
         self._told = reason
-        self._notice.tell.remote(reason)
+        self._notice.tell.remote(reason, self._stop.notice)
         if not self._ask(self._notice.begun):
             os.kill(os.getpid(), signal.SIGINT)  # what Ray understands: it ends its processes
 

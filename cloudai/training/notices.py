@@ -25,14 +25,17 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["METADATA", "Notice", "Source", "here", "watch"]
+from cloudai.artifacts.store import Store
+from cloudai.errors import StoreError
+
+__all__ = ["METADATA", "Notice", "Source", "here", "note", "noted", "watch"]
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,8 @@ _TIMEOUT = 2.0  # seconds for an answer from the own machine's host
 _HELD = 10.0  # seconds that Google's service is asked to wait for news
 _TOKEN_LIFE = 21600  # seconds, the longest that AWS gives
 _LONGEST_PAUSE = 60.0  # seconds between two tries while nobody answers
+_FILE = "notice.json"
+_BRIEF = 10.0  # seconds that a store has to take a notice: the machine has not many more
 
 
 @dataclass(frozen=True)
@@ -248,6 +253,20 @@ def watch(source: Source, told: Callable[[Notice], None], wait: Callable[[float]
                 return
         if wait(min(_LONGEST_PAUSE, source.pause * 2 ** min(failures, 10))):
             return
+
+
+def note(folder: Store, attempt: int, notice: Notice) -> None:
+    """Leave a notice in the run's folder at once: the machine may be gone before its worker can say why it ended."""
+    try:
+        folder.patient(min(_BRIEF, folder.patience)).write_json(_FILE, {"attempt": attempt, **asdict(notice)})
+    except StoreError as error:
+        log.warning("the notice cannot be written down: %s", error.what)
+
+
+def noted(folder: Store, attempt: int) -> Notice | None:
+    """Return the last notice that was noted for an attempt; None where there was none."""
+    found = folder.read_json(_FILE) or {}
+    return Notice(str(found.get("text", "")), found.get("final") is True) if found.get("attempt") == attempt else None
 
 
 def _clock(at: datetime) -> str:

@@ -10,35 +10,65 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from cloudai.specs.confidential import start_log
 from cloudai.specs.training import TrainSpec
 from cloudai.training.job import STOPPED, SUCCEEDED
 from cloudai.training.sharding import Sharding
+from cloudai.training.stopping import Stop
 
-__all__ = ["Notice", "RayGroup", "rank_main"]
+__all__ = ["Notice", "Pace", "RankStop", "RayGroup", "Said", "rank_main"]
 
 log = logging.getLogger(__name__)
 
 _LISTEN = 0.3  # seconds between two looks at the notice
 
 
+class Said(NamedTuple):
+    """What the ranks are told."""
+
+    reason: str = ""
+    """Why they should end; empty while they should not."""
+    hurries: int = 0
+    """How often a checkpoint was wanted at once."""
+    notice: str = ""
+    """What the cloud of the machine that tells them says last."""
+
+
+class Pace(NamedTuple):
+    """What rank 0 has measured, in seconds."""
+
+    step: float = 0.0
+    """The longest of its last steps."""
+    checkpoint: float = 0.0
+    """The slowest checkpoint."""
+
+
 class Notice:
     """A Ray actor between the worker that was submitted and the ranks, which may be on other machines."""
 
     def __init__(self) -> None:
-        self._reason = ""
+        self._said, self._pace = Said(), Pace()
         self._code: int | None = None
         self._begun = False
 
-    def tell(self, reason: str) -> None:
+    def tell(self, reason: str, notice: str) -> None:
         """Say why the ranks should end."""
-        self._reason = reason
+        self._said = self._said._replace(reason=reason, notice=notice)
 
-    def reason(self) -> str:
-        """Return why the ranks should end; empty while they should not."""
-        return self._reason
+    def hurry(self, notice: str) -> None:
+        """Say that a checkpoint is wanted at once, though the work goes on."""
+        self._said = self._said._replace(hurries=self._said.hurries + 1, notice=notice)
+
+    def hear(self, pace: Pace | None) -> Said:
+        """Return what the ranks are told; rank 0 says how it goes."""
+        self._pace = pace or self._pace
+        return self._said
+
+    def pace(self) -> Pace:
+        """Return how it goes, as rank 0 has said last."""
+        return self._pace
 
     def begin(self) -> None:
         """Note that rank 0 is at work, and would hear."""
@@ -68,30 +98,59 @@ def rank_main(config: Mapping[str, Any]) -> None:
     group = RayGroup(spec.scaling.strategy)
     if group.rank == 0:
         ray.get(notice.begin.remote())
-    code = execute(spec, config["attempt"], group, _Listener(notice))
+    code = execute(spec, config["attempt"], group, RankStop(_ears(notice), group.rank))
     if group.rank == 0:
         ray.get(notice.end.remote(code))
     if code not in (SUCCEEDED, STOPPED):
         raise RuntimeError(f"this rank ended with code {code}")
 
 
-class _Listener:
-    """Says why this rank should end, as far as it has heard."""
+def _ears(notice: Any) -> Callable[[Pace | None], Said | None]:
+    """Return what asks the notice; None is its answer where whoever would tell is gone: Ray ends this rank, too."""
+    import ray
 
-    def __init__(self, notice: Any) -> None:
-        self._reason = ""
-        threading.Thread(target=self._listen, args=(notice,), name="cloudai-listener", daemon=True).start()
+    def hear(pace: Pace | None) -> Said | None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            said: Said = ray.get(notice.hear.remote(pace), timeout=10)
+            return said
+        return None
 
-    def __call__(self) -> str:
-        return self._reason
+    return hear
 
-    def _listen(self, notice: Any) -> None:
-        import ray
 
+class RankStop(Stop):
+    """Says why this rank should end, as far as it has heard; rank 0 says in turn how long its steps and checkpoints take.
+
+    Parameters
+    ----------
+    hear : callable
+        Takes rank 0's pace, None of others, and returns what the ranks are told.
+    rank : int
+        Which one this is. Rank 0 alone asks for a checkpoint that is wanted at once: the others follow it.
+    """
+
+    def __init__(self, hear: Callable[[Pace | None], Said | None], rank: int) -> None:
+        super().__init__(lambda: self._said.reason)
+        self._hear, self._first = hear, rank == 0
+        self._said = Said()
+        self._checkpoint, self._hurried = 0.0, 0
+        threading.Thread(target=self._listen, name="cloudai-listener", daemon=True).start()
+
+    def checkpoint_took(self, seconds: float) -> None:
+        """Learn how long a checkpoint was on its way."""
+        self._checkpoint = max(self._checkpoint, seconds)
+
+    def hurries(self) -> bool:
+        """Whether a checkpoint is wanted at once, though the worker goes on; says so once."""
+        before, self._hurried = self._hurried, self._said.hurries
+        return self._first and self._hurried > before
+
+    def _listen(self) -> None:
         wait: Callable[[float], bool] = threading.Event().wait
-        while not self._reason:
-            with contextlib.suppress(ray.exceptions.RayError):  # whoever would tell is gone; Ray ends this rank, too
-                self._reason = ray.get(notice.reason.remote(), timeout=10)
+        while not self._said.reason:
+            pace = Pace(self.pulse.recent, self._checkpoint) if self._first else None
+            self._said = self._hear(pace) or self._said
+            self.notice = self._said.notice
             wait(_LISTEN)
 
 

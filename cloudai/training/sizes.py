@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from cloudai.artifacts.store import Store
 from cloudai.specs.training import TrainSpec
-from cloudai.training.journal import JournalReader
 
 __all__ = ["note_size", "resized", "sizes_of"]
 
@@ -20,8 +19,7 @@ def sizes_of(spec: TrainSpec) -> tuple[int, ...]:
 
 def note_size(folder: Store, size: int) -> None:
     """Note a number of workers, where it is another one than before and there is work of that one."""
-    begun = JournalReader(folder).status().get("checkpoint") is not None
-    sizes = _read(folder) if begun else []  # without a checkpoint, all is done again
+    sizes = _read(folder) if _has_checkpoint(folder) else []  # without one, all is done again
     if sizes[-1:] != [size]:
         folder.write_json(_FILE, {"workers": [*sizes, size]})
 
@@ -33,6 +31,11 @@ def resized(folder: Store) -> str:
         return ""
     counts = ", then ".join(map(str, sizes))
     return f"it was resized: it had {counts} workers, and sums over other parts of a batch are rounded otherwise"
+
+
+def _has_checkpoint(folder: Store) -> bool:
+    """Whether any attempt has committed one; the status in the folder tells of the last attempt alone."""
+    return any(key.endswith("/manifest.json") for key in folder.walk("checkpoints"))
 
 
 def _read(folder: Store) -> list[int]:

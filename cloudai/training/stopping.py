@@ -54,6 +54,9 @@ class Stop:
     def checkpoint_took(self, seconds: float) -> None:
         """Learn how long a checkpoint was on its way."""
 
+    def step_takes(self, seconds: float) -> None:
+        """Learn what a step takes now, where others take the steps."""
+
     def hurries(self) -> bool:
         """Whether a checkpoint is wanted at once, though the worker goes on; says so once."""
         return False
@@ -70,10 +73,19 @@ class StopSignal(Stop):
         Those of this attempt, which began with this process.
     cloud : Source or None
         Who may say that this machine will be taken away.
+    note : callable
+        Called with each thing that it says.
     """
 
-    def __init__(self, lease_path: Path | None, limits: Limits, cloud: notices.Source | None = None) -> None:
+    def __init__(
+        self,
+        lease_path: Path | None,
+        limits: Limits,
+        cloud: notices.Source | None = None,
+        note: Callable[[notices.Notice], None] = lambda notice: None,
+    ) -> None:
         super().__init__(self._look)
+        self._note = note
         self._reason, self._code = "", STOPPED
         self._hurries = False
         skew = time.time() - time.monotonic()
@@ -97,6 +109,10 @@ class StopSignal(Stop):
         """Learn how long a checkpoint was on its way: so much is kept back for the last one."""
         self._countdown.checkpoint_took(seconds)
 
+    def step_takes(self, seconds: float) -> None:
+        """Learn what a step takes now, where others take the steps: they must be told so much sooner."""
+        self._countdown.step_takes(seconds)
+
     def hurries(self) -> bool:
         """Whether a checkpoint is wanted at once, though the worker goes on; says so once."""
         hurries, self._hurries = self._hurries, False
@@ -109,6 +125,7 @@ class StopSignal(Stop):
             self.end(PREEMPTED, notice.text)
         else:
             self._hurries = True
+        self._note(notice)
 
     def _look(self) -> str:
         if not self._reason:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import functools
 import gc
 import json
 import os
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     store = Store(args.store, patience=WORKER_PATIENCE)
     spec = TrainSpec.parse(_job(store, f"runs/{args.run}/{JOB}", args.digest))
     _make_private(spec.tracking)
-    stop = StopSignal(args.lease_file, Limits.from_json(args.limits), notices.here())
+    note = functools.partial(notices.note, store.at(f"runs/{args.run}"), args.attempt)
+    stop = StopSignal(args.lease_file, Limits.from_json(args.limits), notices.here(), note)
     if spec.scaling.largest == 1:
         from cloudai.training.context import Solo
         from cloudai.training.execution import execute

@@ -6,6 +6,7 @@ import json
 import platform
 import sys
 import time
+import traceback
 import zipfile
 from io import BytesIO
 
@@ -14,13 +15,15 @@ import pytest
 import cloudai
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import Job, JobId, Needs
-from cloudai.drivers.ray.api import RefusedError, check_address, token
+from cloudai.drivers.ray.api import Api, RefusedError, check_address, token
 from cloudai.drivers.ray.driver import RayDriver, is_here, job_request, job_status, submission_of, versions_differ
 from cloudai.drivers.ray.launch import ENVIRONMENT, packed
 from cloudai.drivers.ray.package import package
 from cloudai.errors import DriverError, PlacementError, SpecError, StoreError
 from tests.drivers.ray_cluster import free_port
 from tests.flow import work
+
+_TIMEOUT, _UNSCHEDULABLE = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT", "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE"
 
 
 def details(status, **more):
@@ -36,7 +39,10 @@ def details(status, **more):
         (details("STOPPED"), "cancelled", None, "cancelled"),
         (details("FAILED", driver_exit_code=3), "failed", 3, "exit code 3"),
         (details("FAILED", driver_exit_code=-9), "failed", 137, "killed by signal 9"),
-        (details("FAILED", error_type="JOB_SUPERVISOR_ACTOR_DIED"), "lost", None, "the machine that it ran on is gone"),
+        (details("FAILED", error_type="JOB_SUPERVISOR_ACTOR_DIED"), "preempted", None, "the machine that it ran on is gone"),
+        (details("FAILED", error_type=_TIMEOUT), "preempted", None, "the cluster had no room for it in time"),
+        (details("FAILED", error_type=_UNSCHEDULABLE), "preempted", None, "the cluster had no room for it"),
+        (details("FAILED", error_type="JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE", message="what?"), "lost", None, "what?"),
         (details("FAILED", message="no idea\nmore"), "lost", None, "no idea"),
         (details("FAILED", error_type="RUNTIME_ENV_SETUP_FAILURE", message="no package"), "failed", None, "no package"),
     ],
@@ -44,7 +50,7 @@ def details(status, **more):
 def test_what_the_cluster_says_of_a_job_is_understood(said, phase, code, reason):
     found = job_status(said)
     assert (found.phase, found.exit_code, found.reason) == (phase, code, reason)
-    assert found.started_at == 1.0
+    assert found.started_at == (None if phase == "starting" or "no room" in reason else 1.0), "to wait is not to run"
     assert found.ended_at == (None if phase in ("starting", "running") else 3.0)
 
 
@@ -106,6 +112,27 @@ def test_the_token_is_found_where_ray_looks_for_it(tmp_path, monkeypatch):
     assert token() == "from-file"
     monkeypatch.setenv("RAY_AUTH_TOKEN", "from-variable")
     assert token() == "from-variable"
+
+
+@pytest.mark.parametrize(
+    "wrong", ["hunter2\nX-Other: 1", "hunter2 hunter2", "hunter2é", "hunter2€", "hunter2\x7f", b"hunter2\xff"]
+)
+def test_a_token_that_cannot_be_one_is_refused_and_said_nowhere(home, tmp_path, monkeypatch, caplog, wrong):
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    (tmp_path / "token").write_bytes(wrong if isinstance(wrong, bytes) else wrong.encode())
+    driver = RayDriver(f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(RefusedError, match="printable ASCII") as caught:
+        driver.status(JobId("x.1"))
+    said = "".join(traceback.format_exception(caught.value)) + "".join(problem.what for problem in driver.check()) + caplog.text
+    assert "hunter2" not in said
+
+
+def test_what_http_refuses_to_send_is_an_error_without_its_text(monkeypatch):
+    monkeypatch.setattr("cloudai.drivers.ray.api.token", lambda: "hunter2\nhunter2")  # as if nothing had been checked
+    with pytest.raises(DriverError, match="cannot be asked") as caught:
+        Api("http://127.0.0.1:1").get("/api/version")
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize("address", ["auto", "ray://host:10001", "localhost:8265", "http://", "http://h:x", "http://h/path"])

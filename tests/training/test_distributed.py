@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 
 import numpy as np
 import psutil
@@ -25,6 +26,13 @@ def ranks():
             if "RayTrainWorker" in " ".join(process.cmdline()):
                 found.append(process.pid)
     return found
+
+
+def long_steps(context):
+    """Take steps of five seconds, each with a checkpoint."""
+    for step in range((context.resumed_from or 0) + 1, 1000):
+        time.sleep(5)
+        context.report({"loss": 1.0}, step=step, checkpoint={"step": step})
 
 
 def train(name, epochs=12, **options):
@@ -98,3 +106,15 @@ def test_a_model_in_parts_ends_as_whole_copies_do_and_exactly_over_a_kill(home):
     assert run.status.attempt == 2
     assert run.exact
     assert work.weights(run) == work.weights(calm)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_workers_of_long_steps_end_by_themselves_before_the_deadline(home):
+    run = cloudai.train(long_steps, name="long", num_workers=2, deadline="2m", lease="10m")
+    wait_until(lambda: run.refresh() or run.ended, timeout=200, what="the end")
+    assert run.phase == "stopped"
+    attempt = run._record.status["attempts"][0]
+    assert "ending" not in attempt, "nobody had to end them"
+    assert run.status.checkpoint == run.status.step >= 3
+    assert attempt["ended"] < attempt["limits"]["until"]

@@ -244,6 +244,19 @@ def test_the_supervisor_ends_a_worker_that_does_not_count(home, monkeypatch):
         assert run.status.checkpoint is not None
 
 
+def test_the_supervisor_ends_a_worker_at_its_limit_also_while_the_store_is_away(home, monkeypatch):
+    def away(self):
+        raise errors.StoreError("the store is away", fix="wait")
+
+    monkeypatch.setattr("cloudai.testing.workload.TrainingWorkload._stop", lambda *_: None)
+    monkeypatch.setattr("cloudai.training.advance._Advance._reports", away)
+    with Simulation(World(zones=[Zone(name="a", price=3.6, boot=0)]), durations={"*": "1h"}) as simulation:
+        run = train(budget=Budget(usd=1.8))
+        simulation.advance("50m")
+        assert simulation.bill.total == pytest.approx(1.8, abs=0.01)
+        assert (run.phase, run.status.reason.startswith("the budget of")) == ("stopped", True)
+
+
 def test_a_budget_at_a_place_without_a_price_rejects_the_run(home, monkeypatch):
     monkeypatch.setattr("cloudai._api._offer_at_once", lambda *_, **__: None)  # as of a driver that must be asked
     with Simulation(World(zones=[Zone(name="free", price=0.0)])):

@@ -12,12 +12,13 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 import cloudai
+from cloudai.artifacts.store import Store
 from cloudai.training import notices
 from cloudai.training.job import PREEMPTED
 from cloudai.training.limits import Limits
 from cloudai.training.notices import Aws, Azure, Google, Notice
 from cloudai.training.stopping import StopSignal
-from tests.conftest import wait_until
+from tests.conftest import kill, wait_until
 from tests.flow import work
 
 
@@ -247,3 +248,28 @@ def test_a_run_whose_machine_is_taken_comes_back_and_that_is_no_failure(home, me
     assert run._record.status["attempts"][0]["failure"] is False
     wait_until(lambda: run.status.attempt == 2 and run.status.resumed_from == step, 60, "the second attempt")
     run.cancel()
+
+
+def test_a_machine_that_is_gone_before_its_worker_could_end_is_no_failure_either(home, metadata, monkeypatch):
+    monkeypatch.setenv(notices.METADATA, f"aws={metadata.url}")
+    metadata.say(ACTION, TAKE)
+    run = cloudai.train(work.one_long_step, name="gone", max_failures=0, lease=None)
+    folder = Store(cloudai.settings.current().store).at("runs/gone")
+    assert wait_until(lambda: notices.noted(folder, 1), 60, "the notice").final
+    metadata.say(ACTION, None)
+    kill(wait_until(lambda: run._record.status["attempts"][0].get("pid"), what="the worker"))
+    wait_until(lambda: run.status.preemptions == 1, 60, "the preemption")
+    attempt = run._record.status["attempts"][0]
+    assert (attempt["failure"], attempt["final"]) == (False, True)
+    assert attempt["notice"] == "AWS will take this machine at 12:03:10 UTC"
+    run.cancel()
+
+
+def test_a_notice_counts_for_the_attempt_that_got_it_and_a_store_that_is_away_is_no_error(tmp_path, caplog):
+    folder = Store(str(tmp_path))
+    notices.note(folder, 2, Notice("it may be taken", final=False))
+    assert notices.noted(folder, 2) == Notice("it may be taken", final=False)
+    assert notices.noted(folder, 3) is None
+    (tmp_path / "file").touch()
+    notices.note(Store(str(tmp_path / "file")), 2, Notice("it is taken", final=True))
+    assert "cannot be written down" in caplog.text

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 import cloudai
+from cloudai.artifacts import trees
 from cloudai.artifacts.store import Store
 from cloudai.errors import SpecError
 from cloudai.training import sizes
+from cloudai.training.checkpoints import Checkpoints
+from cloudai.training.journal import Journal
 from tests.flow import work
 
 
@@ -52,21 +55,40 @@ def test_the_place_needs_room_for_the_fewest(home):
     assert planned.offer is not None
 
 
+def save(folder, step):
+    """Commit a checkpoint as a worker does."""
+    checkpoints, snapshot = Checkpoints(folder, 2), trees.Snapshot()
+    snapshot.take({"shared": {"step": step}, "own": None})
+    assert checkpoints.commit(step, [checkpoints.write_part(step, 0, snapshot)])
+
+
 def test_a_run_that_stayed_as_it_was_is_exact(folder):
     sizes.note_size(folder, 2)
+    save(folder, 10)
     sizes.note_size(folder, 2)
     assert sizes.resized(folder) == ""
 
 
 def test_work_that_is_done_again_does_not_count(folder):
     sizes.note_size(folder, 2)
+    folder.write("checkpoints/step-000000000010/rank-0.safetensors", b"never committed")
     sizes.note_size(folder, 1)
     assert sizes.resized(folder) == ""
 
 
 def test_a_run_that_went_on_with_another_number_says_so(folder):
     sizes.note_size(folder, 2)
-    folder.write_json("status.json", {"checkpoint": 10})
+    save(folder, 10)
     sizes.note_size(folder, 1)
     sizes.note_size(folder, 2)
     assert sizes.resized(folder).startswith("it was resized: it had 2, then 1, then 2 workers")
+
+
+def test_an_attempt_that_was_killed_before_its_first_checkpoint_hides_no_size(folder):
+    sizes.note_size(folder, 4)
+    Journal(folder, 1, {"checkpoint": 10}).close()
+    save(folder, 10)
+    sizes.note_size(folder, 2)
+    Journal(folder, 2, {}).close()  # whose status knows of no checkpoint
+    sizes.note_size(folder, 2)
+    assert sizes.resized(folder).startswith("it was resized: it had 4, then 2 workers")

@@ -45,14 +45,21 @@ def token() -> str:
     Raises
     ------
     RefusedError
-        If the file that was named cannot be read.
+        If the file that was named cannot be read, or what was found cannot be a token; it is in no message.
     """
+    found = _found_token()
+    if not all("!" <= letter <= "~" for letter in found):  # http.client would say it in its error
+        raise RefusedError("the Ray cluster's token that is set here holds more than printable ASCII", fix=_WHOSE_FIX)
+    return found
+
+
+def _found_token() -> str:
     if given := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return given
     named = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
     path = Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
     try:
-        return path.read_text(encoding="utf-8").strip()
+        return path.read_bytes().decode(errors="replace").strip()
     except OSError as error:
         if not named:
             return ""
@@ -154,6 +161,8 @@ class Api:
         except (OSError, http.client.HTTPException) as error:
             what = f"the Ray cluster at {self.address} does not answer ({type(error).__name__}: {error})"
             raise DriverError(what, fix="start the cluster, or set ray_address to where its dashboard is") from None
+        except ValueError:  # its text may hold a header
+            raise DriverError(f"the Ray cluster at {self.address} cannot be asked for {path}", fix=_WHOSE_FIX) from None
         finally:
             connection.close()
         if answer.status in _ACCESS:

@@ -46,11 +46,12 @@ _NO_CLUSTER = Problem(
     "set ray_address to its dashboard, such as http://127.0.0.1:8265 (CLOUDAI_RAY_ADDRESS)",
     passing=True,
 )
-_REASONS = {
-    "JOB_SUPERVISOR_ACTOR_DIED": "the machine that it ran on is gone",
+_NEVER_BEGUN = {
     "JOB_SUPERVISOR_ACTOR_START_TIMEOUT": "the cluster had no room for it in time",
     "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE": "the cluster had no room for it",
 }
+_NO_FAULT = _NEVER_BEGUN | {"JOB_SUPERVISOR_ACTOR_DIED": "the machine that it ran on is gone"}
+"""What ends a job for a reason that is the cluster's, so that it is no failure of the run."""
 
 
 class RayDriver:
@@ -138,7 +139,7 @@ class RayDriver:
             try:
                 text = self._log(job_id)
             except DriverError:
-                if job_status(self._details(job_id)).phase == "lost":  # the log lay on the machine that is gone
+                if job_status(self._details(job_id)).phase in ("lost", "preempted"):  # the log lay on the machine that is gone
                     return
                 raise
             end = len(text) if over or not follow else text.rfind("\n") + 1
@@ -206,12 +207,13 @@ def job_status(details: Mapping[str, Any]) -> JobStatus:
     phase, reason = _ending(str(details.get("status")), code, details)
     exit_code = None if code is None else (128 - code if code < 0 else code)
     ended = phase not in ("starting", "running")
+    waited = phase == "starting" or details.get("error_type") in _NEVER_BEGUN  # Ray's start is when it was given the job
     return JobStatus(
         phase,
         exit_code,
         reason,
         None,
-        _seconds(details.get("start_time")),
+        None if waited else _seconds(details.get("start_time")),
         _seconds(details.get("end_time")) if ended else None,
     )
 
@@ -231,7 +233,7 @@ def _ending(status: str, code: int | None, details: Mapping[str, Any]) -> tuple[
     message = str(details.get("message") or "it ended without a word").strip().splitlines()[0][:300]
     if kind == "RUNTIME_ENV_SETUP_FAILURE":
         return "failed", message
-    return "lost", _REASONS.get(kind, message)
+    return ("preempted", _NO_FAULT[kind]) if kind in _NO_FAULT else ("lost", message)
 
 
 def _seconds(milliseconds: int | None) -> float | None:
