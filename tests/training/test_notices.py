@@ -257,7 +257,7 @@ def test_a_machine_that_is_gone_before_its_worker_could_end_is_no_failure_either
     folder = Store(cloudai.settings.current().store).at("runs/gone")
     assert wait_until(lambda: notices.noted(folder, 1), 60, "the notice").final
     metadata.say(ACTION, None)
-    kill(wait_until(lambda: run._record.status["attempts"][0].get("pid"), what="the worker"))
+    kill(wait_until(lambda: next(iter(run._record.status.get("attempts", [])), {}).get("pid"), what="the worker"))
     wait_until(lambda: run.status.preemptions == 1, 60, "the preemption")
     attempt = run._record.status["attempts"][0]
     assert (attempt["failure"], attempt["final"]) == (False, True)
