@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PACKAGES = ("cloudai", "torch", "transformers", "ray")
 CHECKPOINT_EVERY = 1.0
 HANG = 5.0
-EPOCHS = {"module": 400, "text": 30}
+EPOCHS = {"module": 300, "text": 30}
 """So many take about half a minute with one worker on a quiet machine; the faults need that long."""
 WAIT = 240.0  # seconds for anything to come true
 FULL = {"module": (1, 2), "text": (1, 2)}
@@ -142,13 +142,13 @@ class Ordeal:
 
     def await_steps(self, number: int) -> None:
         """Wait until this attempt has stepped and saved, and then for a moment at random."""
-        assert self.run is not None
-        attempt = self.attempts()
         begun = time.time()
 
         def saved() -> bool:
             worker = self.worker()
-            return bool(worker.get("attempt") == attempt and worker.get("first_step_at") and self.checkpoint()[1] > begun)
+            return bool(
+                worker.get("attempt") == self.attempts() and worker.get("first_step_at") and self.checkpoint()[1] > begun
+            )
 
         wait_until(lambda: self.refreshed().ended or saved(), f"steps before fault {number} of {self.label}")
         time.sleep(self.chance.uniform(0.0, 2 * CHECKPOINT_EVERY))
