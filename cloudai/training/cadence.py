@@ -6,9 +6,12 @@ import math
 
 __all__ = ["Cadence", "best_interval"]
 
-_CHEAP = 0.002
+_CHEAP = 0.01
 """A checkpoint that takes no more than this share of the time is written anyway: how often machines fail is a guess at first,
-and who loses less work is happier than who saves two thousandths."""
+and who loses less work is happier than who saves a hundredth."""
+_BESIDE = 0.3
+"""What writing costs the training that goes on beside it, in seconds of each second: steps are that much slower meanwhile. With
+500 MB on two cores it was 0.13 to 0.27 (recipes/benchmarks/training.py, 2026-11-24)."""
 _SOONEST = 0.5  # seconds between two checkpoints, however cheap they are
 _WRITING = 0.1
 """The share of the time during which a checkpoint may be on its way to the store, where that goes on beside the training."""
@@ -65,9 +68,9 @@ class Cadence:
     Examples
     --------
     >>> cadence = Cadence(longest=None, mtbf=3600, spot=False, failures=0, worked=0)
-    >>> cadence.learn(stall=0.5, writing=2.0)
+    >>> cadence.learn(stall=0.5, writing=0.0)
     >>> round(cadence.interval(worked=0), 1)
-    59.7
+    50.0
     """
 
     def __init__(self, *, longest: float | None, mtbf: float | None, spot: bool, failures: int, worked: float) -> None:
@@ -92,6 +95,7 @@ class Cadence:
 
     def interval(self, worked: float) -> float:
         """Return the seconds from one checkpoint to the next."""
-        best = min(best_interval(self._stall, self.mtbf(worked)), max(_SOONEST, self._stall / _CHEAP))
+        cost = self._stall + _BESIDE * self._writing
+        best = min(best_interval(cost, self.mtbf(worked)), max(_SOONEST, cost / _CHEAP))
         chosen = max(best, _SOONEST, self._writing / _WRITING)
         return chosen if self._longest is None else min(chosen, self._longest)

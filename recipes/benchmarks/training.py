@@ -22,7 +22,7 @@ LOSS_AIM = 1.1
 FULL: dict[str, Any] = {
     "rounds": 2, "width": 512, "epochs": 8, "batch": 64, "texts": 200, "files": 250, "hidden": 128, "layers": 4,
     "vocabulary": 8000, "longest": 256, "text_epochs": 2, "text_batch": 16, "validation": 0.1,
-    "large_width": 6400, "large_steps": 150, "large_every": 12.0, "two_workers": True,
+    "large_width": 6450, "large_steps": 150, "large_every": 12.0, "two_workers": True,
 }  # fmt: skip
 QUICK: dict[str, Any] = {
     **FULL, "rounds": 1, "epochs": 4, "texts": 40, "files": 20, "text_epochs": 1, "hidden": 32, "layers": 2,
