@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ AT_ONCE = 32
 
 
 @dataclass(frozen=True)
-class TextModel:
+class TextModel(ABC):
     """A model with its tokenizer, for one task.
 
     Attributes
@@ -71,17 +72,17 @@ class TextModel:
         return ()
 
     @property
+    @abstractmethod
     def outputs(self) -> tuple[TensorSpec, ...]:
         """What it answers, one row for each text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def trainable(self) -> torch.nn.Module:
         """Return the model as a function of tensors, of which a loss can be made."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answers(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Answer texts, one row for each."""
-        raise NotImplementedError
 
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:

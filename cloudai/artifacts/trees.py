@@ -170,7 +170,7 @@ def _load(data: bytes) -> dict[str, Any]:
     if "torch" in sys.modules:
         from safetensors import torch as on_torch
 
-        return dict(on_torch.load(data))
+        return dict(on_torch.load(data))  # of safetensors, which knows no code
     return dict(on_numpy.load(data))
 
 

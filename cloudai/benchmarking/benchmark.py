@@ -103,11 +103,6 @@ class Benchmark(Run):
         """There is none: a benchmark measures."""
         raise NotReadyError(f"the benchmark {self.name!r} makes no model", fix="look at benchmark.result")
 
-    @property
-    def why_not_exact(self) -> str:
-        """Why the result may depend on interruptions."""
-        return "a benchmark measures time, which is another each time"
-
     def wait(self, timeout: float | None = None, *, progress: bool = True) -> Benchmark:
         """Wait until it ends; Ctrl-C stops the waiting, not the benchmark. As `Run.wait`."""
         super().wait(timeout, progress=progress)

@@ -120,6 +120,7 @@ def _train(spec: TrainSpec, attempt: int) -> int:
     from cloudai.training import randomness
     from cloudai.training.context import Solo
     from cloudai.training.execution import execute
+    from cloudai.training.stopping import Stop
 
     class OnProcessor(Solo):
         """A worker whose GPU is simulated: what it would compute is computed here."""
@@ -130,7 +131,7 @@ def _train(spec: TrainSpec, attempt: int) -> int:
     before, threads = randomness.snapshot(), torch.get_num_threads()
     try:
         with _without_pid(spec):
-            return execute(spec, attempt, OnProcessor(), lambda: "")
+            return execute(spec, attempt, OnProcessor(), Stop())
     finally:
         randomness.restore(before)
         torch.set_num_threads(threads)

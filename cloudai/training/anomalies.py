@@ -98,15 +98,7 @@ def found(looks: Sequence[Performance], rows: Sequence[Row]) -> list[Anomaly]:
     rows : sequence of Row
         The metrics of the whole run, in order.
     """
-    of_looks: list[Callable[[Sequence[Performance]], Anomaly | None]] = [
-        _waiting,
-        _checkpoints,
-        _gpu,
-        _memory,
-        _gpu_memory,
-        _slower,
-    ]
-    seen = [check(looks) for check in of_looks] if looks else []
+    seen = [check(looks) for check in (*_OF_LOOKS, _slower)] if looks else []
     seen += [check(rows) for check in (_exploding, _stuck, _overfitting)]
     return [anomaly for anomaly in seen if anomaly is not None]
 
@@ -121,44 +113,52 @@ def _lately(looks: Sequence[Performance], wrong: Callable[[Performance], bool]) 
     return since if count >= _LOOKS else None
 
 
-def _waiting(looks: Sequence[Performance]) -> Anomaly | None:
-    since = _lately(looks, lambda look: look.waiting > _WAITING)
-    if since is None:
-        return None
-    what = f"training waits for data {looks[-1].waiting:.0%} of the time"
-    return Anomaly("waiting", what, "prepare the rows beforehand, or move the data nearer to the worker", since)
+@dataclass(frozen=True)
+class _Lasting:
+    """Something that is wrong with each of the last looks."""
+
+    kind: str
+    wrong: Callable[[Performance], bool]
+    what: Callable[[Performance], str]
+    fix: str
+
+    def __call__(self, looks: Sequence[Performance]) -> Anomaly | None:
+        since = _lately(looks, self.wrong)
+        return None if since is None else Anomaly(self.kind, self.what(looks[-1]), self.fix, since)
 
 
-def _checkpoints(looks: Sequence[Performance]) -> Anomaly | None:
-    since = _lately(looks, lambda look: look.stalled > _STALLED and look.seconds >= _STALLED_AFTER)
-    if since is None:
-        return None
-    what = f"checkpoints take {looks[-1].stalled:.0%} of the time"
-    return Anomaly("checkpoints", what, "write them less often with checkpoint=, or to a faster store", since)
-
-
-def _gpu(looks: Sequence[Performance]) -> Anomaly | None:
-    since = _lately(looks, lambda look: look.gpu_busy is not None and look.gpu_busy < _BUSY and look.waiting <= _WAITING)
-    if since is None:
-        return None
-    what = f"the GPU is busy only {looks[-1].gpu_busy or 0:.0%} of the time, and not for want of data"
-    return Anomaly("gpu", what, "take larger batches, or a smaller GPU; run.profile() shows what it waits for", since)
-
-
-def _memory(looks: Sequence[Performance]) -> Anomaly | None:
-    since = _lately(looks, lambda look: look.memory_limit > 0 and look.memory > _MEMORY * look.memory_limit)
-    if since is None:
-        return None
-    what = f"the worker uses {looks[-1].memory / looks[-1].memory_limit:.0%} of the machine's memory, and may be killed for it"
-    return Anomaly("memory", what, "stream the data, take smaller batches, or ask for more with resources=", since)
-
-
-def _gpu_memory(looks: Sequence[Performance]) -> Anomaly | None:
-    since = _lately(looks, lambda look: look.gpu_memory_limit > 0 and look.gpu_memory > _GPU_MEMORY * look.gpu_memory_limit)
-    if since is None:
-        return None
-    what = f"{looks[-1].gpu_memory / looks[-1].gpu_memory_limit:.0%} of the GPU's memory was in use"
-    return Anomaly("gpu memory", what, "a longer row may not fit: take smaller batches", since)
+_OF_LOOKS = (
+    _Lasting(
+        "waiting",
+        lambda look: look.waiting > _WAITING,
+        lambda look: f"training waits for data {look.waiting:.0%} of the time",
+        "prepare the rows beforehand, or move the data nearer to the worker",
+    ),
+    _Lasting(
+        "checkpoints",
+        lambda look: look.stalled > _STALLED and look.seconds >= _STALLED_AFTER,
+        lambda look: f"checkpoints take {look.stalled:.0%} of the time",
+        "write them less often with checkpoint=, or to a faster store",
+    ),
+    _Lasting(
+        "gpu",
+        lambda look: look.gpu_busy is not None and look.gpu_busy < _BUSY and look.waiting <= _WAITING,
+        lambda look: f"the GPU is busy only {look.gpu_busy or 0:.0%} of the time, and not for want of data",
+        "take larger batches, or a smaller GPU; run.profile() shows what it waits for",
+    ),
+    _Lasting(
+        "memory",
+        lambda look: look.memory_limit > 0 and look.memory > _MEMORY * look.memory_limit,
+        lambda look: f"the worker uses {look.memory / look.memory_limit:.0%} of the machine's memory, and may be killed for it",
+        "stream the data, take smaller batches, or ask for more with resources=",
+    ),
+    _Lasting(
+        "gpu memory",
+        lambda look: look.gpu_memory_limit > 0 and look.gpu_memory > _GPU_MEMORY * look.gpu_memory_limit,
+        lambda look: f"{look.gpu_memory / look.gpu_memory_limit:.0%} of the GPU's memory was in use",
+        "a longer row may not fit: take smaller batches",
+    ),
+)
 
 
 def _slower(looks: Sequence[Performance]) -> Anomaly | None:

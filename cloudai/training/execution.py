@@ -9,7 +9,7 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ from cloudai.training.checkpoints import Checkpoints
 from cloudai.training.context import Context, Group, Stopped
 from cloudai.training.data import TrainingData, read_source
 from cloudai.training.hangs import Heartbeat
-from cloudai.training.job import FAILED, LOST, STOPPED, SUCCEEDED, WORKER_PATIENCE, RunFiles
+from cloudai.training.job import FAILED, LOST, NOT_EXACT, STOPPED, SUCCEEDED, WORKER_PATIENCE, RunFiles
 from cloudai.training.journal import Journal
 from cloudai.training.sizes import resized
 from cloudai.training.stopping import Stop
@@ -59,13 +59,11 @@ _LAST_TRY = 5.0
 """Seconds that a finished run waits for its tracker; one second for one that is behind already. The rest is caught up later."""
 _BUILT_IN = ("module", "text")
 """The kinds of work that the built-in loop trains."""
-_OWN_LOOP = "the training loop is your own function: cloudai cannot know all of its state"
 
 
-def execute(spec: TrainSpec, attempt: int, group: Group, stop_reason: Callable[[], str]) -> int:
+def execute(spec: TrainSpec, attempt: int, group: Group, stop: Stop) -> int:
     """Run the work to its end and return the exit code."""
     files = RunFiles(spec, WORKER_PATIENCE)
-    stop = stop_reason if isinstance(stop_reason, Stop) else Stop(stop_reason)
     worker = _Worker(files, attempt, group, stop)
     try:
         worker.begin()
@@ -337,7 +335,7 @@ class _Worker:
         """Write down that the work is done, before the tracker is told: the run has succeeded, whatever that says."""
         if self.journal is None:
             return {}
-        why_not = resized(self.files.folder) if self.spec.work.kind in _BUILT_IN else _OWN_LOOP
+        why_not = NOT_EXACT.get(self.spec.work.kind) or resized(self.files.folder)
         result: dict[str, Any] = {"metrics": dict(metrics), "exact": not why_not, "why_not_exact": why_not}
         if model is not None:
             result["model"] = {"name": model.name, "version": model.version, "uri": model.uri, "digest": model.digest}

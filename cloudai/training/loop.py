@@ -197,11 +197,7 @@ class _Fit:
     def _take_less(self, rows: int, error: torch.OutOfMemoryError) -> None:
         now = min(self.most or rows, rows)
         if now == 1 or self.context.world_size > 1:  # other ranks would wait for ever for gradients of the parts that are left
-            fix = (
-                f"pass micro_batch={max(1, now // 2)}"
-                if now > 1
-                else "take a smaller model or shorter rows, or a larger device"
-            )
+            fix = f"pass micro_batch={now // 2}" if now > 1 else "take a smaller model, shorter rows or a larger device"
             raise DataError(f"{now} rows at once do not fit into memory: {error}", fix=fix) from error
         self.most = now // 2
         torch.cuda.empty_cache()

@@ -23,7 +23,7 @@ from cloudai.tracking import Row
 from cloudai.tracking.registry import NONE
 from cloudai.training.anomalies import Anomaly
 from cloudai.training.catch_up import start_catching_up
-from cloudai.training.job import RunFiles
+from cloudai.training.job import NOT_EXACT, RunFiles
 from cloudai.training.journal import JournalReader
 from cloudai.training.limits import LimitOptions, Limits, spans_of
 from cloudai.training.performance import Performance
@@ -195,11 +195,7 @@ class Run(Handle):
     @property
     def why_not_exact(self) -> str:
         """Why the result may depend on interruptions; empty where it does not."""
-        return str(self._record.status.get("why_not_exact", "")) or (
-            ""
-            if self.spec.work.kind != "function"
-            else "the training loop is your own function: cloudai cannot know all of its state"
-        )
+        return str(self._record.status.get("why_not_exact", "")) or NOT_EXACT.get(self.spec.work.kind, "")
 
     @property
     def model(self) -> Model:

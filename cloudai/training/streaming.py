@@ -24,6 +24,7 @@ from cloudai.errors import DataError
 from cloudai.specs.training import Loop, Source
 from cloudai.training.data import assembled
 from cloudai.training.examples import Supervised
+from cloudai.training.loop import batches_of
 from cloudai.training.pieces import CHUNK, Piece, Reader, pieces_of
 
 __all__ = ["Stream"]
@@ -117,7 +118,7 @@ class Stream:
         """
         if not self._counted or self._sharded:
             return None
-        return _batches(sum(self._train), self._loop.batch_size, self._world)
+        return batches_of(sum(self._train), self._loop.batch_size, self._world)
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[Supervised]:
         """Yield this worker's part of each batch of an epoch.
@@ -188,7 +189,8 @@ class Stream:
 
     def _held_of(self, piece: Piece, start: int, rows: int) -> int:
         """Return how many rows of a chunk are held back: the share of them, rounded up or down by lot."""
-        return int(self._loop.validation * rows + _lot(self._seed, piece.file, piece.first + start))
+        lot = np.random.default_rng([self._seed, piece.file, piece.first + start, rows]).random()
+        return int(self._loop.validation * rows + lot)
 
     def _order(self, epoch: int) -> Sequence[Piece]:
         drawn = np.random.default_rng([self._seed, epoch]).permutation(len(self._pieces))
@@ -291,29 +293,9 @@ def _nothing() -> DataError:
     return DataError("no row is left to train on", fix="give more rows, or lower validation=")
 
 
-def _batches(rows: int, size: int, world: int) -> int:
-    """Return into how many batches `Stream._cut` divides rows."""
-    whole, rest = divmod(rows, size)
-    return max(1, whole + (rest >= 2 * world))
-
-
 def _length(columns: Columns) -> int:
     return len(next(iter(columns.values())))
 
 
 def _joined(parts: Sequence[Columns]) -> dict[str, Any]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-_MASK = 2**64 - 1
-
-
-def _lot(*numbers: int) -> float:
-    """Return a number from 0 to 1 (exclusive) that follows from some whole numbers (SplitMix64; Steele et al. 2014)."""
-    state = 0
-    for number in numbers:
-        state = (state + number + 0x9E3779B97F4A7C15) & _MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-        state ^= state >> 31
-    return (state >> 11) / 2**53

@@ -21,6 +21,7 @@ from cloudai.testing.simulation import Simulation
 from cloudai.training import execution
 from cloudai.training.context import Solo, Stopped
 from cloudai.training.job import STOPPED, SUCCEEDED, RunFiles
+from cloudai.training.stopping import Stop
 from tests.benchmarking.test_squad import ASKED, content, tokenizer
 from tests.conftest import kill, wait_until
 
@@ -157,8 +158,8 @@ def test_an_interrupted_full_run_counts_the_time_of_all_attempts(squad_files, mo
     with Simulation():
         started = cloudai.benchmark("bert-tiny-squad", mode="full", model=model, data=data, seconds=0.1, on="simulated")
         spec, folder = started.spec, RunFiles(started.spec).folder
-        assert execution.execute(spec, 1, Solo(), lambda: told[-1] if told else "") == STOPPED
-        assert execution.execute(spec, 2, Solo(), lambda: "") == SUCCEEDED
+        assert execution.execute(spec, 1, Solo(), Stop(lambda: told[-1] if told else "")) == STOPPED
+        assert execution.execute(spec, 2, Solo(), Stop()) == SUCCEEDED
         measured = Measurement.model_validate(folder.read_json("benchmark.json"))
     assert len(calls) == 3, "nothing was done twice"
     assert (measured.steps, measured.sequences, measured.hours_are) == (3, 9, "measured")

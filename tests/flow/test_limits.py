@@ -45,14 +45,14 @@ class StepClock(Stop):
 def test_the_loop_stops_within_one_step_with_a_checkpoint_of_it_and_ends_with_the_same_weights(home, monkeypatch):
     every = {"epochs": 3, "checkpoint": CheckpointPolicy(every="1h")}
     whole = prepared("whole", monkeypatch, **every)
-    assert execute(whole, 1, Solo(), lambda: "") == SUCCEEDED
+    assert execute(whole, 1, Solo(), Stop()) == SUCCEEDED
     parted = prepared("parted", monkeypatch, **every)
     limits = Limits(Budget(usd=50)).at(spent=0.0, per_hour=3600.0)
     assert execute(parted, 1, Solo(), StepClock(limits)) == STOPPED
     status = RunFiles(parted).folder.read_json("status.json")
     assert "the budget of 50.00 USD is used up" in status["ending"]
     assert 50 - RESERVE - 2 <= status["checkpoint"] <= 50 - RESERVE - 1
-    assert execute(parted, 2, Solo(), lambda: "") == SUCCEEDED
+    assert execute(parted, 2, Solo(), Stop()) == SUCCEEDED
     assert RunFiles(parted).folder.read_json("status.json")["resumed_from"] == status["checkpoint"]
     assert weights_of(parted) == weights_of(whole)
 

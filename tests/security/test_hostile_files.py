@@ -32,6 +32,7 @@ from cloudai.training.checkpoints import Checkpoints
 from cloudai.training.context import Solo
 from cloudai.training.execution import execute
 from cloudai.training.journal import JournalReader
+from cloudai.training.stopping import Stop
 from cloudai.training.worker import main as work_on
 from tests.flow import work
 
@@ -188,7 +189,7 @@ def test_in_the_place_of_the_works_code_module_and_data(home, mark, form):
             work={"kind": "module" if part == "module" else "function", "entry": "work:f", part: key},
         )  # fmt: skip
         try:
-            assert execute(spec, 1, Solo(), lambda: "") == 1
+            assert execute(spec, 1, Solo(), Stop()) == 1
         except IntegrityError:
             continue
         assert JournalReader(store.at(f"runs/{spec.name}")).error()["fix"]

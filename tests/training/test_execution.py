@@ -16,6 +16,7 @@ from cloudai.state.ledger import open_ledger
 from cloudai.training import execution
 from cloudai.training.context import Solo
 from cloudai.training.job import FAILED, LOST, SUCCEEDED, RunFiles
+from cloudai.training.stopping import Stop
 from tests.flow import work
 
 AWAY = StoreError("the store is away", fix="wait", temporary=True)
@@ -36,7 +37,7 @@ def spec(home, monkeypatch):
 
 
 def execute(spec):
-    code = execution.execute(spec, 1, Solo(), lambda: "")
+    code = execution.execute(spec, 1, Solo(), Stop())
     assert not [t for t in threading.enumerate() if t.name in ("cloudai-journal", "cloudai-heartbeat")], "closed"
     return code, RunFiles(spec).folder.read_json("error.json"), RunFiles(spec).folder.read_json("result.json")
 

@@ -12,6 +12,7 @@ from cloudai.training.context import Solo
 from cloudai.training.execution import execute
 from cloudai.training.job import RunFiles
 from cloudai.training.journal import JournalReader
+from cloudai.training.stopping import Stop
 from cloudai.training.work import base_name, loop_defaults, prepare
 
 
@@ -27,7 +28,7 @@ def asked_for(store: Path, work, data, name="t", **options) -> TrainSpec:
 
 def attempt(spec: TrainSpec, number: int = 1, stop_after: int | None = None) -> int:
     looks = iter(range(10**6))
-    return execute(spec, number, Solo(), lambda: "told" if stop_after is not None and next(looks) >= stop_after else "")
+    return execute(spec, number, Solo(), Stop(lambda: "told" if stop_after is not None and next(looks) >= stop_after else ""))
 
 
 def model_of(spec: TrainSpec) -> Model:
