@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloudai.artifacts.store import Store
-from cloudai.display import Card, Shown
+from cloudai.display import Card, Shown, Table
 from cloudai.errors import CloudAIError, IntegrityError, NotReadyError, SpecError
 from cloudai.training.meter import Meter
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _REQUEST = "profile.json"
 _MOST_STEPS = 1000
 """A trace of more steps is larger than any viewer opens."""
-_TOP = 25  # operators in the table
+_TOP, _SHOWN = 25, 10  # operators in the table, and on the card
 _POLL = 0.2  # seconds between two looks while waiting
 
 
@@ -133,7 +133,17 @@ class Trace(Shown):
         title = f"Profile of {self._run.name}"
         if not self.done:
             return Card(title, [("made", "not yet")])
-        return Card(title, [("trace", self.path), ("opens in", "https://ui.perfetto.dev")], notes=self.table.splitlines())
+        facts = [("trace", self.path), ("opens in", "https://ui.perfetto.dev"), ("all operators", "print(….table)")]
+        rows = [(str(name), f"{ms:.3g}", str(calls)) for name, ms, calls in self._top()]
+        return Card(title, facts, tables=[Table(("operator", "ms by itself", "calls"), rows)])
+
+    def _top(self) -> list[tuple[str, float, int]]:
+        """Return the operators that took longest by themselves."""
+        found = (self._folder.read_json(self._key("result.json")) or {}).get("top", [])
+        try:
+            return [(str(name), float(ms), int(calls)) for name, ms, calls in found]
+        except (TypeError, ValueError):
+            raise IntegrityError(f"the profile of {self._run.name!r} is damaged", fix="ask for another one") from None
 
     def _key(self, name: str) -> str:
         return f"profiles/{self._mark}/{name}"
@@ -226,7 +236,10 @@ class Profiler:
             self._folder.write(f"profiles/{mark}/trace.json.gz", path.read_bytes())
         averages = recorded.key_averages()
         on_gpu = any(event.device_time_total for event in averages)
-        table = averages.table(sort_by="self_device_time_total" if on_gpu else "self_cpu_time_total", row_limit=_TOP)
+        own = "self_device_time_total" if on_gpu else "self_cpu_time_total"  # microseconds
+        table = averages.table(sort_by=own, row_limit=_TOP)
         self._folder.write(f"profiles/{mark}/operators.txt", table.encode())
-        self._folder.write_json(f"profiles/{mark}/result.json", {"id": mark})
+        top = sorted(averages, key=lambda event: -getattr(event, own))[:_SHOWN]
+        rows = [[event.key, getattr(event, own) / 1e3, event.count] for event in top]
+        self._folder.write_json(f"profiles/{mark}/result.json", {"id": mark, "top": rows})
         self._mark, self._recorded = "", None

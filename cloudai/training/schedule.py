@@ -38,6 +38,7 @@ def schedule_spec(cron: str, timezone: str, data: Any, train: TrainSpec, search:
     SpecError
         If the times cannot be understood, or every run would train on the same rows.
     """
+    spec = ScheduleSpec.of(cron=cron, timezone=timezone, train=train, search=search)  # what is wrong with the times comes first
     if isinstance(train.deadline, datetime):
         raise SpecError(
             f"the deadline {train.deadline.isoformat()} is one time", fix="give how long a run may take, such as '2h'"
@@ -53,7 +54,7 @@ def schedule_spec(cron: str, timezone: str, data: Any, train: TrainSpec, search:
     elif train.work.kind != "function":
         fix = "write it to files and pass cloudai.Table(path, target=…), or pass a function that loads its data"
         raise SpecError("each run of the schedule would train on the same rows: they are given by value", fix=fix)
-    return ScheduleSpec.of(cron=cron, timezone=timezone, train=train, table=table, search=search)
+    return spec.model_copy(update={"table": table})
 
 
 @dataclass(frozen=True)
