@@ -262,6 +262,8 @@ def test_rows_given_by_value_are_refused_for_they_would_not_change():
     with Simulation():
         with pytest.raises(errors.SpecError, match=r"(?s)train on the same rows.*cloudai.Table"):
             schedule(arrays)
+        with pytest.raises(errors.SpecError, match="every day"):  # the times first, or the fix would be followed in vain
+            cloudai.train(torch.nn.Linear(2, 2), arrays, on="simulated", schedule="every day")
         with pytest.raises(errors.SpecError, match="timezone= is of a schedule"):
             cloudai.train(torch.nn.Linear(2, 2), arrays, on="simulated", timezone="UTC")
         with pytest.raises(errors.SpecError, match=r"(?s)a plan is of one run.*leave schedule= out"):

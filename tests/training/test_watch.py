@@ -100,6 +100,8 @@ def test_a_live_run_shows_how_it_fares_and_is_profiled_on_demand(home):
     assert "aten::addmm" in trace.table
     assert trace.path.endswith(".json.gz")
     assert "perfetto" in str(trace)
+    assert "ms by itself" in str(trace)
+    assert "<td>aten::addmm</td>" in trace._repr_mimebundle_()["text/html"]
     wait_until(lambda: run.refresh() or run.performance is not None, what="a look")
     card = str(run)
     assert "rows/s" in card
