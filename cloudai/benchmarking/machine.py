@@ -7,7 +7,6 @@ import platform
 import resource
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import torch
@@ -26,16 +25,8 @@ def name_of(device: torch.device) -> str:
     """Return what a device is called: the GPU's name, or the processor's with how many threads torch uses."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    return f"{_processor()}, {torch.get_num_threads()} threads"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    named = hardware.processor("model name") or platform.processor() or platform.machine()
+    return f"{named}, {torch.get_num_threads()} threads"
 
 
 def peak_memory(device: torch.device) -> tuple[int, str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 
 import torch
 
 from cloudai.errors import PlacementError
 from cloudai.specs.training import TrainSpec
+from cloudai.training.hardware import processor
 
 __all__ = ["computing", "device_of", "uses_bfloat16"]
 
@@ -38,16 +38,7 @@ def uses_bfloat16(precision: str, device: torch.device) -> bool:
         return precision == "bfloat16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return all(flag in _processor_flags() for flag in _MADE_FOR_BFLOAT16)
-
-
-def _processor_flags() -> frozenset[str]:
-    """Return what the processor can do; nothing where the system does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    return next((frozenset(line.split(":")[1].split()) for line in lines if line.startswith("flags")), frozenset())
+    return set(_MADE_FOR_BFLOAT16) <= set(processor("flags").split())
 
 
 def computing(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -13,10 +13,10 @@ from types import MappingProxyType
 import psutil
 import torch
 
-__all__ = ["PEAKS", "PEAKS_AS_OF", "Use", "matmul_rate", "peak_of", "use"]
+__all__ = ["PEAKS", "PEAKS_AS_OF", "Use", "matmul_rate", "peak_of", "processor", "use"]
 
 PEAKS_AS_OF = "2026-11-24"
-"""When the table was last compared with its sources."""
+"""When the table was last compared with public tables of NVIDIA's data sheets; H100 NVL and B200 were in none of them."""
 
 _T = 1e12
 PEAKS = MappingProxyType(
@@ -60,6 +60,15 @@ def peak_of(device: str, dtype: str, *, tf32: bool = False) -> float:
     words = set(re.split(r"[^a-z0-9]+", device.lower()))
     rates = next((rates for name, rates in PEAKS.items() if set(name.lower().split()) <= words), {})
     return rates.get("tf32" if tf32 and dtype == "float32" else dtype, 0.0)
+
+
+def processor(field: str) -> str:
+    """Return what Linux says of the processor, such as its ``"model name"``; empty on other systems."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.partition(":")[0].strip() == field), "")
 
 
 def matmul_rate(dtype: torch.dtype = torch.float32) -> float:
