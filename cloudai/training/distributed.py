@@ -64,6 +64,7 @@ def execute_on_ray(spec: TrainSpec, attempt: int, stop: Stop) -> int:
     from cloudai.training.execution import write_error
 
     files = RunFiles(spec, WORKER_PATIENCE)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # `_tell` sends it; background jobs of a shell ignore it
     try:
         with _Cluster(spec) as cluster:
             while True:
