@@ -36,6 +36,7 @@ from cloudai.training.hangs import HangWatch
 from cloudai.training.job import JOB, LIMITED, PREEMPTED, RunFiles
 from cloudai.training.journal import JournalReader
 from cloudai.training.limits import Limits, spans_of
+from cloudai.training.logs import LogCopies
 from cloudai.training.notices import noted
 from cloudai.training.tracked import mark_behind
 
@@ -49,6 +50,8 @@ _PATIENCE = 900.0
 
 _watches: dict[str, HangWatch] = {}
 """What this process has seen of each job's heartbeats; who leads after it begins to watch anew."""
+
+_logs = LogCopies()
 
 _SHORT = 60.0
 """Seconds of an attempt after which its machine is hardly the one that was to be taken away before."""
@@ -209,6 +212,7 @@ class _Advance:
             phase = "running"
             self._observe(phase, {"refusals": 0, "store": ""}, "")
         self._watch(phase)
+        self._keep_log()
 
     @property
     def _watched(self) -> str:
@@ -289,6 +293,10 @@ class _Advance:
         """Note when the last attempt ended, why, and what its place says that it has cost."""
         ended = status.ended_at or self.ledger.clock.now()
         self.attempts[-1].update(started=status.started_at, ended=ended, reason=redact(status.reason), billed=status.cost)
+        self._keep_log()
+
+    def _keep_log(self) -> None:
+        _logs.keep(self.driver, self.attempts[-1], self.files.folder, self.ledger.clock.now())
 
     def _limited(self, status: JobStatus) -> bool:
         """Whether an attempt ended for a limit, by itself or by us."""

@@ -105,7 +105,7 @@ class _Worker:
         self._tuning: FineTuning | None = None
         self._outcome: str | None = None
         if group.rank == 0:
-            about = {"pid": os.getpid(), "total_steps": total_steps(spec)}
+            about = {"pid": os.getpid(), "total_steps": total_steps(spec), "workers": group.world_size}
             doing = {"doing": "reading the data"} if spec.work.source is not None else {}
             self.journal = Journal(files.folder, attempt, {**about, **doing}, self._written)
             self.heartbeat = Heartbeat(stop.pulse, self._beat, spec.failure.hang)

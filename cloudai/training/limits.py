@@ -279,7 +279,7 @@ class Countdown:
     def __init__(self, limits: Limits, started: float, pulse: Pulse, skew: float = 0.0) -> None:
         self._limits, self._started, self._pulse, self._skew = limits, started + skew, pulse, skew
         self._ends, self._warns = limits.ends(self._started), limits.warns(self._started)
-        self._checkpoint = self._step = 0.0
+        self._checkpoint = self._others = 0.0
 
     @property
     def reserve(self) -> float:
@@ -290,14 +290,14 @@ class Countdown:
         """Learn what a checkpoint takes."""
         self._checkpoint = max(self._checkpoint, seconds)
 
-    def step_takes(self, seconds: float) -> None:
-        """Learn what a step takes now, where others take the steps and `pulse` is that of who tells them to end."""
-        self._step = seconds
+    def others_take(self, seconds: float) -> None:
+        """Learn how long others need to end, where they take the steps and `pulse` is that of who tells them to."""
+        self._others = seconds
 
     def __call__(self) -> str:
         """Return why the worker should end now; empty while there is time for another step."""
         now = self._pulse.last + self._skew
-        if now + self._pulse.recent + self._step + self.reserve < self._ends:
+        if now + self._pulse.recent + self._others + self.reserve < self._ends:
             return ""
         return self._limits.reason(self._started, now)
 

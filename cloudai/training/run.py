@@ -12,7 +12,6 @@ from cloudai.artifacts.store import Store
 from cloudai.clock import Clock
 from cloudai.display import Card, Curve
 from cloudai.drivers import registry
-from cloudai.drivers.protocols import JobId
 from cloudai.errors import IntegrityError, NotFoundError, NotReadyError, RunFailedError, SpecError, StoreError
 from cloudai.planning.spending import Span, Spending, spending
 from cloudai.specs.confidential import redact
@@ -28,6 +27,7 @@ from cloudai.training.journal import JournalReader
 from cloudai.training.limits import LimitOptions, Limits, spans_of
 from cloudai.training.performance import Performance
 from cloudai.training.profiling import Trace
+from cloudai.training.logs import lines_of
 from cloudai.training.progress import LOSSES, ProgressLine, steps_of
 from cloudai.training.tracked import read_note
 
@@ -59,6 +59,8 @@ class RunStatus:
         Where it runs, or ran last.
     preemptions : int
         How often its machine was taken away.
+    workers : int or None
+        Over how many workers it goes; an elastic run may change that.
     """
 
     phase: str
@@ -71,6 +73,7 @@ class RunStatus:
     reason: str
     place: str = ""
     preemptions: int = 0
+    workers: int | None = None
 
 
 class Run(Handle):
@@ -127,6 +130,7 @@ class Run(Handle):
             resumed_from=worker.get("resumed_from"),
             pid=worker.get("pid") if self.phase in ("running", "recovering") else None,
             place=status.get("place", ""),
+            workers=worker.get("workers"),
             preemptions=sum(a.get("failure") is False for a in status.get("attempts", [])),
             reason=status.get("store", "") or status.get("reason", "") or ("" if self.ended else worker.get("doing", "")),
         )
@@ -340,7 +344,7 @@ class Run(Handle):
             for attempt in attempts[seen:]:
                 driver = registry.train_driver(self.spec.on)
                 try:
-                    yield from (redact(entry.text) for entry in driver.logs(JobId(attempt["job"]), follow=follow))
+                    yield from lines_of(driver, attempt, RunFiles(self.spec).folder, follow=follow)
                 except NotFoundError:
                     if follow and "ended" not in attempt:
                         break  # it is noted before it is submitted
@@ -364,6 +368,7 @@ class Run(Handle):
                 f"{restarts}" + (f", the last from step {status.resumed_from}" if restarts and status.resumed_from else ""),
             ),
             ("place", status.place or "none yet"),
+            *([("workers", str(status.workers))] if self.spec.scaling.largest > 1 and status.workers else []),
             *(self.performance.facts() if self.performance is not None else []),
             *((f"anomaly: {anomaly.kind}", f"{anomaly.what}; {anomaly.fix}") for anomaly in self.anomalies),
             ("spent", str(self.cost)),

@@ -54,8 +54,8 @@ class Stop:
     def checkpoint_took(self, seconds: float) -> None:
         """Learn how long a checkpoint was on its way."""
 
-    def step_takes(self, seconds: float) -> None:
-        """Learn what a step takes now, where others take the steps."""
+    def others_take(self, seconds: float) -> None:
+        """Learn how long those who take the steps need from being told until they have ended, but for a checkpoint."""
 
     def hurries(self) -> bool:
         """Whether a checkpoint is wanted at once, though the worker goes on; says so once."""
@@ -109,9 +109,9 @@ class StopSignal(Stop):
         """Learn how long a checkpoint was on its way: so much is kept back for the last one."""
         self._countdown.checkpoint_took(seconds)
 
-    def step_takes(self, seconds: float) -> None:
-        """Learn what a step takes now, where others take the steps: they must be told so much sooner."""
-        self._countdown.step_takes(seconds)
+    def others_take(self, seconds: float) -> None:
+        """Learn how long those who take the steps need from being told until they have ended, but for a checkpoint."""
+        self._countdown.others_take(seconds)
 
     def hurries(self) -> bool:
         """Whether a checkpoint is wanted at once, though the worker goes on; says so once."""

@@ -151,15 +151,30 @@ def test_ranks_on_two_machines_come_back_when_one_dies(on_ray):
 def test_an_elastic_run_goes_on_with_what_there_is(on_ray):
     on_ray.have(1)
     scaling = cloudai.ScalingPolicy(num_workers=(1, 2), check_every="3s")
-    run = train("elastic", epochs=8000, scaling=scaling)
+    run = train("elastic", epochs=3000, scaling=scaling)
     checkpointed(run)
     steps = run.status.total_steps
     on_ray.start_node(cpus=1)
-    wait_until(lambda: run.refresh() or "there is room for more workers" in "".join(run.logs()), 200, "a second worker")
+    wait_until(lambda: run.refresh() or run.status.workers == 2, 200, "a second worker")
+    grown = run.status.step or 0
+    at_step(run, grown + 1000)
+    assert run.status.attempt == 1
+    assert "there is room for more workers" in "".join(run.logs())
     on_ray.kill_machines()
     on_ray.start_node(cpus=1)
     assert ended(run) == "succeeded", run.status
     assert run.status.step == run.status.total_steps == steps
+    assert run.status.workers == 1
     assert run.history("loss")[0] == sorted(run.history("loss")[0])
     assert not run.exact
     assert "it had 1, then 2" in run.why_not_exact
+
+
+def test_its_log_is_there_when_the_cluster_is_gone(on_ray):
+    on_ray.have(2)
+    run = train("outlives")
+    assert ended(run) == "succeeded", run.status
+    before = list(run.logs())
+    assert before
+    on_ray.stop()
+    assert list(run.logs()) == before

@@ -58,8 +58,8 @@ def test_who_tells_ranks_of_long_steps_to_end_does_so_a_step_and_a_checkpoint_be
     now = 0.0
     pulse = Pulse(lambda: now)
     countdown = Countdown(Limits(until=1000.0), 0.0, pulse)
-    countdown.step_takes(300.0)
-    countdown.step_takes(30.0)  # the pace of now counts
+    countdown.others_take(300.0)
+    countdown.others_take(30.0)  # the pace of now counts
     countdown.checkpoint_took(5.0)
     while not countdown():
         now += 0.2
