@@ -23,6 +23,7 @@ from cloudai.drivers.capacity import Node, room, share_of
 from cloudai.drivers.protocols import Needs
 from cloudai.errors import MissingExtraError, PlacementError
 from cloudai.specs.training import TrainSpec
+from cloudai.training.chatter import HUSH
 from cloudai.training.job import FAILED, LOST, STOPPED, SUCCEEDED, WORKER_PATIENCE, RunFiles
 from cloudai.training.journal import JournalReader
 from cloudai.training.ranks import Notice, rank_main
@@ -105,7 +106,10 @@ class _Cluster:
             if joins:
                 ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True)
             else:
-                ray.init(address="local", num_cpus=self._cores(), include_dashboard=False, log_to_driver=True)
+                quiet = {"worker_process_setup_hook": HUSH}
+                ray.init(
+                    address="local", num_cpus=self._cores(), include_dashboard=False, log_to_driver=True, runtime_env=quiet
+                )
         return self
 
     def __exit__(self, *error: object) -> None:

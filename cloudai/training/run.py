@@ -25,9 +25,9 @@ from cloudai.training.catch_up import start_catching_up
 from cloudai.training.job import NOT_EXACT, RunFiles
 from cloudai.training.journal import JournalReader
 from cloudai.training.limits import LimitOptions, Limits, spans_of
+from cloudai.training.logs import lines_of
 from cloudai.training.performance import Performance
 from cloudai.training.profiling import Trace
-from cloudai.training.logs import lines_of
 from cloudai.training.progress import LOSSES, ProgressLine, steps_of
 from cloudai.training.tracked import read_note
 

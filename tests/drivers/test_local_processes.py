@@ -119,6 +119,16 @@ def test_stop_ends_what_does_not_listen_and_its_children(processes):
     wait_until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family))
 
 
+@pytest.mark.parametrize("end", ["raise SystemExit(3)", "os.kill(os.getpid(), 9)"])
+def test_what_it_leaves_behind_ends_with_it(processes, end):
+    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    code = f"import os, subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True); {end}"
+    processes.start("one", ["-c", code], {})
+    assert ended(processes, "one").exit_code in (3, 128 + signal.SIGKILL)
+    left = int(next(processes.log_lines("one", follow=False)))
+    wait_until(lambda: not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE, what="its end")
+
+
 def test_outlives_its_starter_and_is_found_by_another(processes, tmp_path):
     code = (
         "import os, pathlib, sys; from cloudai.drivers.local.processes import Processes\n"

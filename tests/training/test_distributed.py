@@ -49,6 +49,9 @@ def test_two_workers_train_one_model(home):
     assert losses[-1] < losses[0]
     assert sorted(path.name for path in (home / "store/runs/two/checkpoints").glob("*/*")).count("rank-1.safetensors") >= 1
     assert run.model.predict(work.data()[0][:4]).shape == (4, 4)
+    written = "".join(run.logs())
+    assert "State API" not in written, "Ray's own chatter"
+    assert "\x1b" not in written, "colours are for terminals"
     wait_until(lambda: not [p for p in processes_of(home) if "ray" in " ".join(p.cmdline())], what="the end of Ray's processes")
 
 

@@ -27,7 +27,8 @@ from cloudai.files import append_to, private_folder, replace_file
 __all__ = ["Process", "Processes"]
 
 # "mkdir … started" makes sure that of two starters only one starts; the trap lets the shell outlive a SIGTERM to the
-# whole group, so that it still writes the exit code of the worker.
+# whole group, so that it still writes the exit code of the worker. The last line ends what the worker has left behind, and the
+# shell with it: all of its group.
 _SHELL = """
 mkdir -m 700 started 2>/dev/null || exit 0
 trap : TERM INT HUP
@@ -37,6 +38,7 @@ child=$!
 wait $child; code=$?
 while kill -0 $child 2>/dev/null; do wait $child; code=$?; done
 echo $code >exit.tmp && mv exit.tmp exit
+kill -s KILL 0
 """
 # The process says its number itself, before it becomes the worker: until then it is a copy of the shell, and the trap above
 # would swallow a SIGTERM that is meant for it.
