@@ -114,6 +114,7 @@ class TrainOptions(TypedDict, total=False):
     precision: Literal["float32", "bfloat16", "auto"]
     validation: float
     max_length: int
+    group_by_length: bool
     task: Task
     lora: Lora
     gradient_checkpointing: bool
@@ -208,7 +209,7 @@ def train(
         handle renews it; ``None`` for ever, which is what the runs of a schedule take by default). For a module also ``loss``,
         ``optimizer``, ``lr``, ``lr_schedule``, ``warmup``, ``weight_decay``, ``max_grad_norm``,
         ``epochs``, ``batch_size``, ``micro_batch``, ``precision``,
-        ``validation``; for a pretrained model also ``max_length``, ``task`` (``"text-classification"``,
+        ``validation``; for a pretrained model also ``max_length``, ``group_by_length``, ``task`` (``"text-classification"``,
         ``"token-classification"``, ``"question-answering"``, ``"causal-lm"``, ``"embeddings"``), ``lora`` (a `Lora`),
         ``gradient_checkpointing``, and for ``"causal-lm"`` ``max_new_tokens``.
 

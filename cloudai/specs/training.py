@@ -17,7 +17,18 @@ from cloudai.specs.texts import TextTask
 from cloudai.specs.units import Seconds
 from cloudai.specs.validation import Spec
 
-__all__ = ["CheckpointPolicy", "FailurePolicy", "Loop", "Name", "Named", "Source", "SourceFile", "TrainSpec", "Work"]
+__all__ = [
+    "OF_TEXTS",
+    "CheckpointPolicy",
+    "FailurePolicy",
+    "Loop",
+    "Name",
+    "Named",
+    "Source",
+    "SourceFile",
+    "TrainSpec",
+    "Work",
+]
 
 
 def _name(value: Any) -> str:
@@ -115,12 +126,18 @@ class Loop(Spec):
     """Rows of one optimiser step, over all workers together."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Rows that go through the module at once, at most; gradients of several are added up. None for as many as fit."""
+    group_by_length: bool = False
+    """Of a model of texts: take rows of like length into one step, which is faster; steps are then less alike."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """What the module computes in; its weights stay float32. ``"auto"`` is bfloat16 where the hardware is made for it."""
     validation: float = Field(default=0.1, ge=0, lt=1)
     """The share of rows held back to measure the model; drawn with the seed."""
     max_length: int | None = Field(default=None, ge=1)
     """Of a model of texts: after so many tokens a text is cut off; by default what the model takes."""
+
+
+OF_TEXTS = ("max_length", "group_by_length")
+"""The options of the loop that only models of texts have."""
 
 
 class SourceFile(Spec):

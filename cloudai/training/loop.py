@@ -16,7 +16,7 @@ from cloudai.training import randomness
 from cloudai.training.context import Context
 from cloudai.training.devices import computing, uses_bfloat16
 from cloudai.training.examples import Examples, Supervised, split
-from cloudai.training.parts import longest_first, parts_of
+from cloudai.training.parts import grouped, longest_first, parts_of
 
 __all__ = ["CURVE", "batches_of", "fit", "rate_at"]
 
@@ -135,7 +135,10 @@ class _Fit:
     def _order(self) -> torch.Tensor:
         """Return this epoch's order of rows; drawn from the seed, so it needs no place in the checkpoint."""
         generator = torch.Generator().manual_seed(self.context.seed * 1_000_003 + self.epoch)
-        return self.rows.train[torch.randperm(len(self.rows.train), generator=generator)]
+        order = self.rows.train[torch.randperm(len(self.rows.train), generator=generator)]
+        if self.loop.group_by_length and self.lengths is not None:
+            return grouped(order, self.lengths, self.loop.batch_size, generator)
+        return order
 
     def _rows_of_step(self, order: torch.Tensor) -> torch.Tensor:
         begin = self.batch * self.loop.batch_size

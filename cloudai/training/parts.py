@@ -5,12 +5,40 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-__all__ = ["longest_first", "parts_of"]
+__all__ = ["grouped", "longest_first", "parts_of"]
 
 _CALL = {"cpu": 32, "cuda": 2048}
 """What one more pass through a module costs, in tokens that could be computed instead. A pass of a transformer is some hundred
 operations, each with a cost of its own: about 10 µs on a processor that computes a token in a few hundred, about 4 µs on a GPU
 that computes one in a few. Rounded, and the same for all machines of a kind: parts must not depend on measured times."""
+
+
+_POOL = 50
+"""Batches whose rows are sorted together: as many as the transformers Trainer takes by default, so that chance stays."""
+
+
+def grouped(order: torch.Tensor, lengths: np.ndarray, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+    """Return an epoch's order in which the rows of each batch are of like length, and the batches in random order.
+
+    Parameters
+    ----------
+    order : Tensor, int64[n]
+        The rows in random order; pools of so many batches are sorted, so that other rows meet in each epoch.
+    lengths : ndarray
+        The tokens of each row of the data.
+
+    Examples
+    --------
+    >>> lengths = np.array([1, 9, 2, 8, 1, 9])
+    >>> order = grouped(torch.arange(6), lengths, 2, torch.Generator().manual_seed(0))
+    >>> sorted(lengths[batch].tolist() for batch in order.numpy().reshape(3, 2))
+    [[1, 1], [8, 2], [9, 9]]
+    """
+    order = torch.cat([longest_first(pool, lengths) for pool in torch.split(order, _POOL * batch_size)])
+    whole = len(order) // batch_size
+    turns = torch.randperm(whole, generator=generator)
+    batches = order[: whole * batch_size].view(whole, batch_size)[turns]
+    return torch.cat([batches.flatten(), order[whole * batch_size :]])
 
 
 def longest_first(rows: torch.Tensor, lengths: np.ndarray | None) -> torch.Tensor:

@@ -20,7 +20,7 @@ from cloudai.capture.code import capture, locator
 from cloudai.errors import DataError, SpecError
 from cloudai.specs.confidential import refuse_secrets
 from cloudai.specs.texts import TextTask
-from cloudai.specs.training import Loop, Work
+from cloudai.specs.training import OF_TEXTS, Loop, Work
 from cloudai.training.data import TrainingData, parse_data
 from cloudai.training.tables import Table
 from cloudai.training.tasks.parsing import LOOPS, LORA_LOOP, asked_of, parse
@@ -108,8 +108,9 @@ def prepare(work: Any, data: Any, loop: Loop, text: Mapping[str, Any] | None = N
         return _prepare_texts(work, data, loop, asked_of(text or {}))
     if text:
         raise SpecError(f"{min(text)}= is for pretrained models of transformers", fix="leave it out, or pass such a model")
-    if loop.max_length is not None:
-        raise SpecError("max_length= is for models of texts", fix="leave it out, or pass a pretrained model")
+    for option in OF_TEXTS:
+        if getattr(loop, option):
+            raise SpecError(f"{option}= is for models of texts", fix="leave it out, or pass a pretrained model")
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(work, torch.nn.Module):
         return _prepare_module(work, data, loop)
@@ -138,6 +139,9 @@ def _prepare_texts(work: Any, data: Any, loop: Loop, text: TextTask) -> Prepared
     if text.task == "question-answering" and (loop.max_length or SHORTEST_WINDOW) < SHORTEST_WINDOW:
         fix = f"give max_length={SHORTEST_WINDOW} or more, 384 is usual"
         raise SpecError(f"a question and its context do not fit into {loop.max_length} tokens", fix=fix)
+    if text.task == "embeddings" and loop.group_by_length:
+        what = "pairs of texts cannot be grouped by length: of which others a text is told apart would follow from its length"
+        raise SpecError(what, fix="leave group_by_length= out")
     first = parse_pretrained(work, text.task)
     if isinstance(data, Table):
         table = _text_table(data, text.task)

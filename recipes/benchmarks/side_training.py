@@ -108,11 +108,31 @@ def texts(folder: Path) -> tuple[list[str], list[str]]:
 
 def text_cloudai(folder: Path, scale: Scale) -> dict[str, float]:
     """Fine-tune with `cloudai.train`; what the peers are told, it is told too."""
+    return _text_run(folder, scale)
+
+
+def text_grouped(folder: Path, scale: Scale) -> dict[str, float]:
+    """Do the same with rows of like length in one step, as the tuned Trainer does."""
+    return _text_run(folder, scale, group_by_length=True)
+
+
+def text_two_workers(folder: Path, scale: Scale) -> dict[str, float]:
+    """Do the same with two workers, a core for each."""
+    return _text_run(folder, scale, num_workers=2)
+
+
+def _text_run(folder: Path, scale: Scale, **more: Any) -> dict[str, float]:
     import cloudai
 
     given, labels = texts(folder)
     options: dict[str, Any] = {"epochs": scale["epochs"], "batch_size": scale["batch"], "lr": RATE, "max_grad_norm": 1.0}
-    options |= {"lr_schedule": "linear", "validation": scale["validation"], "seed": SEED, "max_length": scale["longest"]}
+    options |= {
+        "lr_schedule": "linear",
+        "validation": scale["validation"],
+        "seed": SEED,
+        "max_length": scale["longest"],
+        **more,
+    }
     run = cloudai.train(str(model_folder(folder)), (given, labels), **options)
     try:
         run.wait(1800, progress=False)
@@ -270,6 +290,8 @@ SIDES: dict[str, Callable[[Path, Scale], dict[str, float]]] = {
     "loop-two-workers": loop_two_workers,
     "text-cloudai": text_cloudai,
     "text-trainer": text_trainer,
+    "text-grouped": text_grouped,
+    "text-two-workers": text_two_workers,
     "text-tuned": text_tuned,
     "checkpoints": checkpoints,
 }

@@ -18,6 +18,12 @@ PACKAGES = ("cloudai", "torch", "transformers", "accelerate", "ray")
 LOOP_AIM, DEFAULTS_AIM, TUNED_AIM, CHECKPOINTS_AIM = 0.98, 1.3, 1.0, 1.0
 LOSS_AIM = 1.1
 """Speed counts only where as much is learned: ours may end with at most so many times the validation loss of the Trainer."""
+FINE_TUNING = (
+    ("text-cloudai", "text-trainer", DEFAULTS_AIM),
+    ("text-cloudai", "text-tuned", TUNED_AIM),
+    ("text-grouped", "text-tuned", TUNED_AIM),
+)
+"""Ours as it is by default, and with the same batches of like length that the tuned Trainer has."""
 
 FULL: dict[str, Any] = {
     "rounds": 2, "width": 512, "epochs": 8, "batch": 64, "texts": 200, "files": 250, "hidden": 128, "layers": 4,
@@ -98,15 +104,19 @@ def measure_loop(report: Report, home: Path, scale: dict[str, Any], number: int)
 
 
 def measure_texts(report: Report, home: Path, scale: dict[str, Any], number: int) -> None:
-    texts = {**scale, "epochs": scale["text_epochs"], "batch": scale["text_batch"]}
-    for name in ("text-cloudai", "text-trainer", "text-tuned"):
-        if name != "text-cloudai" and find_spec("accelerate") is None:
+    texts = text_scale(scale)
+    for name in ("text-cloudai", "text-trainer", "text-grouped", "text-tuned"):
+        if name in ("text-trainer", "text-tuned") and find_spec("accelerate") is None:
             report.skipped[name] = "accelerate is not installed"
             continue
         found = side(home / f"{name}-{number}", home, name, texts)
         report.add(name, "s", found["seconds"])
         report.add(f"{name}, validation loss", "", found["val_loss"])
         report.add(f"{name}, validation accuracy", "", found["val_accuracy"])
+
+
+def text_scale(scale: dict[str, Any]) -> dict[str, Any]:
+    return {**scale, "epochs": scale["text_epochs"], "batch": scale["text_batch"]}
 
 
 def measure_checkpoints(report: Report, home: Path, scale: dict[str, Any]) -> None:
@@ -118,9 +128,20 @@ def measure_checkpoints(report: Report, home: Path, scale: dict[str, Any]) -> No
 
 def measure_two_workers(report: Report, home: Path, scale: dict[str, Any]) -> None:
     if not scale["two_workers"]:
-        report.skipped["loop-two-workers"] = "the start of Ray takes half a minute: not with --quick"
+        report.skipped["two workers"] = "the start of Ray takes half a minute: not with --quick"
         return
     report.add("loop-two-workers", "rows/s", side(home / "two", home, "loop-two-workers", scale)["rows_per_s"])
+    report.add("text-two-workers", "s", side(home / "text-two", home, "text-two-workers", text_scale(scale))["seconds"])
+
+
+def compare_fine_tuning(report: Report, ours: str, peer: str, aim: float) -> None:
+    """Add how many times as fast ours is, and whether it learns as much meanwhile."""
+    figures = report.figures
+    time, loss = f"fine-tuning time, {peer} / {ours}", f"validation loss, {ours} / {peer}"
+    report.add_ratio(time, figures[peer], figures[ours])
+    report.aims.append(Aim(f"fine-tuning speed, {ours} over {peer}", report.ratios[time], aim, least=True))
+    report.add_ratio(loss, figures[f"{ours}, validation loss"], figures[f"{peer}, validation loss"])
+    report.aims.append(Aim(loss, report.ratios[loss], LOSS_AIM))
 
 
 def add_ratios_and_aims(report: Report) -> None:
@@ -130,16 +151,12 @@ def add_ratios_and_aims(report: Report) -> None:
     report.aims.append(
         Aim("throughput over a loop written by hand", report.ratios[next(iter(report.ratios))], LOOP_AIM, least=True)
     )
-    for peer, words, aim in (("text-trainer", "its defaults", DEFAULTS_AIM), ("text-tuned", "it when tuned", TUNED_AIM)):
+    for ours, peer, aim in FINE_TUNING:
         if peer in figures:
-            name = f"fine-tuning time, Trainer with {words} / cloudai"
-            report.add_ratio(name, figures[peer], figures["text-cloudai"])
-            report.aims.append(Aim(f"fine-tuning speed over the Trainer with {words}", report.ratios[name], aim, least=True))
-            loss = "validation loss"
-            report.add_ratio(f"{loss}, cloudai / {peer}", figures[f"text-cloudai, {loss}"], figures[f"{peer}, {loss}"])
-            report.aims.append(Aim(f"{loss} over that of {peer}", report.ratios[f"{loss}, cloudai / {peer}"], LOSS_AIM))
+            compare_fine_tuning(report, ours, peer, aim)
     if "loop-two-workers" in figures:
-        report.add_ratio("throughput, two workers / one", figures["loop-two-workers"], figures["loop-cloudai"])
+        report.add_ratio("throughput, two workers / one, small module", figures["loop-two-workers"], figures["loop-cloudai"])
+        report.add_ratio("speed, two workers / one, fine-tuning", figures["text-cloudai"], figures["text-two-workers"])
     share = figures["checkpoint, share"].median
     report.aims.append(Aim("time lost to checkpoints at one failure an hour, %", share, CHECKPOINTS_AIM))
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudai.training import parts
-from cloudai.training.parts import longest_first, parts_of
+from cloudai.training.parts import grouped, longest_first, parts_of
 
 LENGTHS = st.lists(st.integers(1, 600), min_size=1, max_size=9)
 
@@ -32,6 +32,27 @@ def test_no_other_division_costs_less(lengths, most):
         other = [rows[begin:end] for begin, end in itertools.pairwise(bounds)]
         if max(map(len, other)) <= (most or len(rows)):
             assert cost(found, lengths) <= cost(other, lengths)
+
+
+@given(LENGTHS, st.integers(1, 4), st.integers(0, 3))
+def test_grouping_keeps_each_row_once_and_what_is_left_over_last(lengths, batch, seed):
+    rows = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed))
+    lengths = np.array(lengths)
+    found = grouped(rows, lengths, batch, torch.Generator().manual_seed(seed))
+    assert sorted(found.tolist()) == list(range(len(lengths)))
+    batches = [lengths[part.numpy()] for part in torch.split(found, batch)]
+    by_length = sorted(batches[: len(lengths) // batch], key=lambda part: -part[0])
+    assert np.array_equal(np.sort(lengths)[::-1], np.concatenate([*by_length, *batches[len(lengths) // batch :]]))
+
+
+def test_grouped_rows_meet_others_in_each_epoch():
+    lengths = np.random.default_rng(0).integers(1, 500, 2000)
+    batches = set()
+    for epoch in range(2):
+        generator = torch.Generator().manual_seed(epoch)
+        order = grouped(torch.randperm(2000, generator=generator), lengths, 8, generator)
+        batches |= {frozenset(batch.tolist()) for batch in torch.split(order, 8)}
+    assert len(batches) > 490
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(None, [5]), (2, [2, 2, 1]), (9, [5])])

@@ -118,10 +118,16 @@ ADAPTED = Lora(rank=2, dropout=0.1)
 
 
 @pytest.mark.parametrize(
-    ("task", "lora"), [*((task, None) for task in WORK), ("token-classification", ADAPTED), ("causal-lm", ADAPTED)]
+    ("task", "options"),
+    [
+        *((task, {}) for task in WORK),
+        ("token-classification", {"lora": ADAPTED}),
+        ("causal-lm", {"lora": ADAPTED}),
+        ("question-answering", {"group_by_length": True}),
+    ],
 )
-def test_interrupted_it_ends_with_the_same_weights(home, tmp_path, task, lora):
-    calm, disturbed = (run_of(tmp_path, task, name, lora=lora, epochs=3) for name in ("calm", "disturbed"))
+def test_interrupted_it_ends_with_the_same_weights(home, tmp_path, task, options):
+    calm, disturbed = (run_of(tmp_path, task, name, epochs=3, **options) for name in ("calm", "disturbed"))
     assert attempt(calm) == SUCCEEDED
     torch.manual_seed(99)
     assert attempt(disturbed, 1, stop_after=4) == STOPPED
@@ -196,6 +202,7 @@ def test_a_table_is_for_tasks_with_one_column_of_texts(home, tmp_path):
         ("embeddings", {"max_new_tokens": 4}, "max_new_tokens= is for"),
         ("question-answering", {"max_length": 8}, "do not fit into 8 tokens"),
         ("embeddings", {"lora": {"rank": 0}}, "rank=0"),
+        ("embeddings", {"group_by_length": True}, "pairs of texts cannot be grouped"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_at_once(home, tmp_path, task, options, what):

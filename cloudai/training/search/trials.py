@@ -12,7 +12,7 @@ from cloudai.display import nearest
 from cloudai.errors import SpecError
 from cloudai.specs.confidential import refuse_secrets
 from cloudai.specs.search import Search
-from cloudai.specs.training import Loop, TrainSpec
+from cloudai.specs.training import OF_TEXTS, Loop, TrainSpec
 from cloudai.state.ledger import Record
 from cloudai.training.job import RunFiles
 from cloudai.training.journal import JournalReader, Row
@@ -122,7 +122,7 @@ def trial_spec(base: TrainSpec, parameters: Mapping[str, Any], number: int) -> T
 def _check_key(key: str, base: TrainSpec) -> None:
     options = [name for name in Loop.model_fields if name not in _FIXED]
     if base.work.kind != "text":
-        options.remove("max_length")
+        options = [name for name in options if name not in OF_TEXTS]
     if base.work.kind == "function":
         if key.startswith(_CONFIG) and len(key) > len(_CONFIG):
             return
