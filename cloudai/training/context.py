@@ -21,7 +21,7 @@ from cloudai.training.devices import device_of
 from cloudai.training.loaders import Loader
 from cloudai.training.meter import Meter
 
-__all__ = ["Context", "Group", "Solo", "Stopped"]
+__all__ = ["Context", "Copies", "Group", "Solo", "Stopped"]
 
 
 class Stopped(BaseException):
@@ -63,7 +63,24 @@ class Group(Protocol):
         ...
 
 
-class Solo:
+class Copies:
+    """The side of a group whose workers each hold all of the module."""
+
+    def state(self, module: Any, optimizer: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Return both states."""
+        return module.state_dict(), optimizer.state_dict()
+
+    def load(self, module: Any, optimizer: Any, model_state: Mapping[str, Any], optimizer_state: Mapping[str, Any]) -> None:
+        """Put both states back."""
+        module.load_state_dict(model_state)
+        optimizer.load_state_dict(optimizer_state)
+
+    def whole(self, module: Any) -> Any:
+        """Return the module itself."""
+        return module
+
+
+class Solo(Copies):
     """A group of one."""
 
     rank = 0
@@ -82,19 +99,6 @@ class Solo:
         return device_of(spec)
 
     def wrap(self, module: Any) -> Any:
-        """Return the module itself."""
-        return module
-
-    def state(self, module: Any, optimizer: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """Return both states."""
-        return module.state_dict(), optimizer.state_dict()
-
-    def load(self, module: Any, optimizer: Any, model_state: Mapping[str, Any], optimizer_state: Mapping[str, Any]) -> None:
-        """Put both states back."""
-        module.load_state_dict(model_state)
-        optimizer.load_state_dict(optimizer_state)
-
-    def whole(self, module: Any) -> Any:
         """Return the module itself."""
         return module
 

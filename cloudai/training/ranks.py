@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from cloudai.specs.confidential import start_log
 from cloudai.specs.training import TrainSpec
+from cloudai.training.context import Copies
 from cloudai.training.job import STOPPED, SUCCEEDED
 from cloudai.training.sharding import Sharding
 from cloudai.training.stopping import Stop
@@ -154,7 +155,7 @@ class RankStop(Stop):
             wait(_LISTEN)
 
 
-class RayGroup:
+class RayGroup(Copies):
     """The workers of a run as Ray Train and torch.distributed know them.
 
     Parameters
@@ -216,15 +217,14 @@ class RayGroup:
         """Return the full state of a module and its optimiser; all ranks must call it, and rank 0's is whole."""
         if self._sharding is not None:
             return self._sharding.state(optimizer)
-        return module.state_dict(), optimizer.state_dict()
+        return super().state(module, optimizer)
 
     def load(self, module: Any, optimizer: Any, model_state: Mapping[str, Any], optimizer_state: Mapping[str, Any]) -> None:
         """Put back what `state` returned on rank 0; all ranks must call it with all of it."""
         if self._sharding is not None:
             self._sharding.load(optimizer, model_state, optimizer_state)
-            return
-        module.load_state_dict(model_state)
-        optimizer.load_state_dict(optimizer_state)
+        else:
+            super().load(module, optimizer, model_state, optimizer_state)
 
     def whole(self, module: Any) -> Any:
         """Return the module with all of its weights, on rank 0; all ranks must call it."""

@@ -135,8 +135,8 @@ def test_texts_of_unlike_length_are_computed_apart_and_give_the_same_loss(home, 
 def test_the_call_does_not_import_transformers(home, tmp_path, folder):
     code = f"""
     import sys, time, cloudai
-    from cloudai import _api
-    prepared, spec = _api._train_spec({str(folder)!r}, (["good", "bad"], [1, 0]), {{}})
+    from cloudai import _asked
+    prepared, spec = _asked.train_spec({str(folder)!r}, (["good", "bad"], [1, 0]), {{}})
     assert (spec.loop.epochs, spec.loop.lr) == (3, 5e-5), "pretrained models have defaults of their own"
     assert spec.work.labels == ("neg", "pos"), "the order that the model knows"
     print([name for name in ("torch", "transformers") if name in sys.modules])
