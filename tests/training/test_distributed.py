@@ -8,6 +8,7 @@ import signal
 import time
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 
@@ -33,6 +34,17 @@ def long_steps(context):
     for step in range((context.resumed_from or 0) + 1, 1000):
         time.sleep(5)
         context.report({"loss": 1.0}, step=step, checkpoint={"step": step})
+
+
+def rows_in_files(folder):
+    """Write the digits into four files of several row groups, and return their folder."""
+    inputs, targets = work.data()
+    frame = pd.DataFrame(inputs, columns=[f"p{place:02d}" for place in range(inputs.shape[1])])
+    frame["label"] = targets
+    folder.mkdir()
+    for number in range(4):
+        frame[number::4].to_parquet(folder / f"{number}.parquet", row_group_size=50)
+    return folder
 
 
 def train(name, epochs=12, **options):
@@ -108,6 +120,21 @@ def test_a_model_in_parts_ends_as_whole_copies_do_and_exactly_over_a_kill(home):
     kill(next(pid for pid in ranks() if pid != run.status.pid))
     run.wait(400)
     assert run.status.attempt == 2
+    assert run.exact
+    assert work.weights(run) == work.weights(calm)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_stream_over_two_workers_is_exact_over_a_kill(home, tmp_path):
+    table = cloudai.Table(rows_in_files(tmp_path / "rows"), target="label", stream=True)
+    options = {"epochs": 40, "batch_size": 32, "num_workers": 2, "lease": "10m"}
+    calm = cloudai.train(work.network(), table, name="calm", **options).wait(300)
+    run = cloudai.train(work.network(), table, name="hurt", **options)
+    wait_until(lambda: run.refresh() or (run.status.checkpoint or 0) > 1, timeout=200, what="a checkpoint")
+    kill(next(pid for pid in ranks() if pid != run.status.pid))
+    run.wait(400)
+    assert (calm.status.workers, run.status.workers, run.status.attempt) == (2, 2, 2)
     assert run.exact
     assert work.weights(run) == work.weights(calm)
 
