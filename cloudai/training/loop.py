@@ -16,7 +16,7 @@ from cloudai.training import randomness
 from cloudai.training.context import Context
 from cloudai.training.devices import computing, uses_bfloat16
 from cloudai.training.examples import Examples, Supervised, split
-from cloudai.training.parts import grouped, longest_first, parts_of
+from cloudai.training.parts import dealt, grouped, longest_first, parts_of
 
 __all__ = ["CURVE", "batches_of", "fit", "rate_at"]
 
@@ -148,7 +148,7 @@ class _Fit:
     def _step(self, rows: torch.Tensor) -> torch.Tensor:
         """Take one step over rows of all ranks, and return the mean loss of this rank's."""
         rows = longest_first(self._shared(rows), self.lengths)
-        mine = rows[self.context.rank :: self.context.world_size]
+        mine = dealt(rows, self.context.rank, self.context.world_size)
         weight = self.examples.weight(mine)
         loss = self._gradients(mine, self.examples.weight(rows))
         if self.loop.max_grad_norm is not None:

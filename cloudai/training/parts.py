@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-__all__ = ["grouped", "longest_first", "parts_of"]
+__all__ = ["dealt", "grouped", "longest_first", "parts_of"]
 
 _CALL = {"cpu": 32, "cuda": 2048}
 """What one more pass through a module costs, in tokens that could be computed instead. A pass of a transformer is some hundred
@@ -42,10 +42,28 @@ def grouped(order: torch.Tensor, lengths: np.ndarray, batch_size: int, generator
 
 
 def longest_first(rows: torch.Tensor, lengths: np.ndarray | None) -> torch.Tensor:
-    """Return the rows in falling order of length, so that workers in turn get equally much; without lengths as they are."""
+    """Return the rows in falling order of length; without lengths as they are."""
     if lengths is None:
         return rows
     return rows[torch.from_numpy(np.argsort(-lengths[rows.numpy()], kind="stable"))]
+
+
+def dealt(rows: torch.Tensor, rank: int, world_size: int) -> torch.Tensor:
+    """Return one worker's rows of a step, dealt forth and back: who got the longer one of a round gets the shorter of the next.
+
+    Parameters
+    ----------
+    rows : Tensor, int64[n]
+        In falling order of length; equally many for each worker.
+
+    Examples
+    --------
+    >>> [dealt(torch.arange(6), rank, 2).tolist() for rank in range(2)]
+    [[0, 3, 4], [1, 2, 5]]
+    """
+    rounds = rows.view(-1, world_size)
+    places = torch.arange(len(rounds)) % 2 * (world_size - 1 - 2 * rank) + rank
+    return rounds[torch.arange(len(rounds)), places]
 
 
 def parts_of(rows: torch.Tensor, lengths: np.ndarray | None, most: int | None, device: str = "cpu") -> list[torch.Tensor]:

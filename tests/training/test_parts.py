@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudai.training import parts
-from cloudai.training.parts import grouped, longest_first, parts_of
+from cloudai.training.parts import dealt, grouped, longest_first, parts_of
 
 LENGTHS = st.lists(st.integers(1, 600), min_size=1, max_size=9)
 
@@ -32,6 +32,17 @@ def test_no_other_division_costs_less(lengths, most):
         other = [rows[begin:end] for begin, end in itertools.pairwise(bounds)]
         if max(map(len, other)) <= (most or len(rows)):
             assert cost(found, lengths) <= cost(other, lengths)
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=9), st.integers(1, 5))
+def test_workers_get_each_row_once_and_sums_that_differ_by_no_more_than_one_row(lengths, world):
+    lengths = np.array(lengths * world)
+    rows = longest_first(torch.arange(len(lengths)), lengths)
+    shares = [dealt(rows, rank, world) for rank in range(world)]
+    assert sorted(torch.cat(shares).tolist()) == list(range(len(lengths)))
+    assert {len(share) for share in shares} == {len(lengths) // world}
+    sums = [int(lengths[share.numpy()].sum()) for share in shares]
+    assert max(sums) - min(sums) <= lengths.max()
 
 
 @given(LENGTHS, st.integers(1, 4), st.integers(0, 3))
