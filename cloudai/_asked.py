@@ -1,4 +1,4 @@
-"""What `cloudai.train` was asked for: checked, all of it and at once, before anything is written."""
+"""What a verb was asked for, above all `cloudai.train`: checked, all of it and at once, before anything is written."""
 
 from __future__ import annotations
 

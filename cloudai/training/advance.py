@@ -274,6 +274,7 @@ class _Advance:
         self._bill(status)
         reader = JournalReader(self.files.folder)
         result, error = reader.result(), reader.error()
+        self._keep_log()  # after the store has answered
         if result is not None:
             self._succeeded(result)
         elif error is not None:
@@ -293,7 +294,6 @@ class _Advance:
         """Note when the last attempt ended, why, and what its place says that it has cost."""
         ended = status.ended_at or self.ledger.clock.now()
         self.attempts[-1].update(started=status.started_at, ended=ended, reason=redact(status.reason), billed=status.cost)
-        self._keep_log()
 
     def _keep_log(self) -> None:
         _logs.keep(self.driver, self.attempts[-1], self.files.folder, self.ledger.clock.now())
@@ -413,6 +413,7 @@ class _Advance:
                 job = JobId(self.attempts[-1]["job"])
                 self.driver.cancel(job)
                 self._bill(self.driver.status(job))
+                self._keep_log()
         self.end("failed" if self.started else "rejected", reason=error.what, fix=error.fix)
 
     def end(self, phase: str, **status: Any) -> None:

@@ -1,4 +1,4 @@
-"""What Ray's own processes would write into a run's log again and again; imports nothing, for it runs at each one's start."""
+"""What Ray's own processes would write into a run's log again and again. Light: it runs at each one's start."""
 
 from __future__ import annotations
 

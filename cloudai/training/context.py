@@ -64,7 +64,7 @@ class Group(Protocol):
 
 
 class Copies:
-    """The side of a group whose workers each hold all of the module."""
+    """What a group does whose workers each hold all of the module."""
 
     def state(self, module: Any, optimizer: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """Return both states."""

@@ -262,7 +262,7 @@ class Countdown:
     """Says to a worker at each of its steps whether a limit would be passed with the next one.
 
     Kept back are the time that a last checkpoint takes and as much again for saving the model, both by the slowest checkpoint
-    that was measured so far, and `RESERVE`.
+    that was measured so far, what others take to end, where they take the steps, and `RESERVE`.
 
     Parameters
     ----------
@@ -284,7 +284,7 @@ class Countdown:
     @property
     def reserve(self) -> float:
         """The seconds that are kept back."""
-        return RESERVE + 2 * self._checkpoint
+        return RESERVE + 2 * self._checkpoint + self._others
 
     def checkpoint_took(self, seconds: float) -> None:
         """Learn what a checkpoint takes."""
@@ -297,7 +297,7 @@ class Countdown:
     def __call__(self) -> str:
         """Return why the worker should end now; empty while there is time for another step."""
         now = self._pulse.last + self._skew
-        if now + self._pulse.recent + self._others + self.reserve < self._ends:
+        if now + self._pulse.recent + self.reserve < self._ends:
             return ""
         return self._limits.reason(self._started, now)
 

@@ -13,8 +13,9 @@ operations, each with a cost of its own: about 10 µs on a processor that comput
 that computes one in a few. Rounded, and the same for all machines of a kind: parts must not depend on measured times."""
 
 
-_POOL = 50
-"""Batches whose rows are sorted together: as many as the transformers Trainer takes by default, so that chance stays."""
+_LARGEST_POOL, _FEWEST_POOLS = 50, 4
+"""The most batches whose rows are sorted together, and the fewest such pools, so that other rows meet in each epoch: those of
+transformers (``get_length_grouped_indices`` in its trainer_pt_utils.py)."""
 
 
 def grouped(order: torch.Tensor, lengths: np.ndarray, batch_size: int, generator: torch.Generator) -> torch.Tensor:
@@ -23,7 +24,7 @@ def grouped(order: torch.Tensor, lengths: np.ndarray, batch_size: int, generator
     Parameters
     ----------
     order : Tensor, int64[n]
-        The rows in random order; pools of so many batches are sorted, so that other rows meet in each epoch.
+        The rows in random order. What is left over at its end stays there.
     lengths : ndarray
         The tokens of each row of the data.
 
@@ -34,11 +35,11 @@ def grouped(order: torch.Tensor, lengths: np.ndarray, batch_size: int, generator
     >>> sorted(lengths[batch].tolist() for batch in order.numpy().reshape(3, 2))
     [[1, 1], [8, 2], [9, 9]]
     """
-    order = torch.cat([longest_first(pool, lengths) for pool in torch.split(order, _POOL * batch_size)])
     whole = len(order) // batch_size
-    turns = torch.randperm(whole, generator=generator)
-    batches = order[: whole * batch_size].view(whole, batch_size)[turns]
-    return torch.cat([batches.flatten(), order[whole * batch_size :]])
+    order, rest = order[: whole * batch_size], order[whole * batch_size :]
+    pool = batch_size * max(1, min(_LARGEST_POOL, whole // _FEWEST_POOLS))
+    batches = torch.cat([longest_first(rows, lengths) for rows in torch.split(order, pool)]).view(whole, batch_size)
+    return torch.cat([batches[torch.randperm(whole, generator=generator)].flatten(), rest])
 
 
 def longest_first(rows: torch.Tensor, lengths: np.ndarray | None) -> torch.Tensor:

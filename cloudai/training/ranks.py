@@ -228,4 +228,4 @@ class RayGroup(Copies):
 
     def whole(self, module: Any) -> Any:
         """Return the module with all of its weights, on rank 0; all ranks must call it."""
-        return module if self._sharding is None else self._sharding.whole()
+        return super().whole(module) if self._sharding is None else self._sharding.whole()

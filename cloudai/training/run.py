@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Unpack
 
 from cloudai.artifacts.model import Model
@@ -338,17 +339,19 @@ class Run(Handle):
 
     def logs(self, *, follow: bool = False) -> Iterator[str]:
         """Read what its workers wrote, attempt by attempt and without secrets; with `follow` until it ends."""
-        seen = 0
+        seen = shown = 0
         while True:
             attempts = self._record.status.get("attempts", [])
             for attempt in attempts[seen:]:
-                driver = registry.train_driver(self.spec.on)
+                lines = lines_of(registry.train_driver(self.spec.on), attempt, self.folder, follow=follow)
                 try:
-                    yield from lines_of(driver, attempt, RunFiles(self.spec).folder, follow=follow)
+                    for line in islice(lines, shown, None):
+                        shown += 1
+                        yield line
                 except NotFoundError:
                     if follow and "ended" not in attempt:
-                        break  # it is noted before it is submitted
-                seen += 1
+                        break  # it is noted before it is submitted, or its cluster was started anew
+                seen, shown = seen + 1, 0
             if not follow or self.ended:
                 return
             self._ledger.clock.pause(_POLL)

@@ -174,7 +174,7 @@ def test_its_log_is_there_when_the_cluster_is_gone(on_ray):
     on_ray.have(2)
     run = train("outlives")
     assert ended(run) == "succeeded", run.status
-    before = list(run.logs())
+    before = [line.text for line in RayDriver().logs(JobId("outlives.1"))]
     assert before
     on_ray.stop()
     assert list(run.logs()) == before

@@ -13,10 +13,12 @@ import transformers
 from safetensors import numpy as on_numpy
 
 from cloudai import errors
+from cloudai.specs.search import Search, choice
 from cloudai.specs.texts import Lora
 from cloudai.training.execution import FAILED, STOPPED, SUCCEEDED
 from cloudai.training.job import RunFiles
 from cloudai.training.journal import JournalReader
+from cloudai.training.search.trials import trial_specs
 from cloudai.training.tables import Table
 from tests.training import small_models
 from tests.training.text_runs import asked_for, attempt, model_of
@@ -208,6 +210,13 @@ def test_a_table_is_for_tasks_with_one_column_of_texts(home, tmp_path):
 def test_options_that_do_not_fit_are_refused_at_once(home, tmp_path, task, options, what):
     with pytest.raises(errors.SpecError, match=what):
         run_of(tmp_path, task, **options)
+
+
+def test_what_pairs_of_texts_do_not_have_is_not_searched(home, tmp_path):
+    search = Search({"group_by_length": choice(True, False)}, metric="val_loss")
+    trial_specs(run_of(tmp_path, "question-answering"), search)
+    with pytest.raises(errors.SpecError, match="no option of the built-in loop"):
+        trial_specs(run_of(tmp_path, "embeddings"), search)
 
 
 def test_a_model_that_cannot_do_the_task_is_refused_at_once(home, tmp_path):

@@ -123,6 +123,8 @@ def _check_key(key: str, base: TrainSpec) -> None:
     options = [name for name in Loop.model_fields if name not in _FIXED]
     if base.work.kind != "text":
         options = [name for name in options if name not in OF_TEXTS]
+    elif base.work.text.task == "embeddings":
+        options.remove("group_by_length")
     if base.work.kind == "function":
         if key.startswith(_CONFIG) and len(key) > len(_CONFIG):
             return
