@@ -325,7 +325,7 @@ class _Worker:
     def _saved(self, step: int, at: float, took: float) -> None:
         assert self.journal is not None
         self.stop.checkpoint_took(took)
-        self.journal.update(checkpoint=step, checkpoint_at=at)
+        self.journal.checkpointed(step, at)
 
     def _stepped(self) -> None:
         if self.journal is not None:

@@ -82,6 +82,11 @@ class Journal:
             self._rows.append(Row(step, dict(metrics), time.time()))
             self._status["step"] = step
 
+    def checkpointed(self, step: int, at: float) -> None:
+        """Note a checkpoint, of the state at a unix time; the work is at least as far as that."""
+        with self._lock:
+            self._status.update(checkpoint=step, checkpoint_at=at, step=max(step, self._status.get("step", step)))
+
     def update(self, **status: Any) -> None:
         """Change what the status says."""
         with self._lock:

@@ -31,7 +31,7 @@ class ProgressLine:
     def __init__(self, *, enabled: bool) -> None:
         self._enabled = enabled
         self._over = sys.stderr.isatty()
-        self._last = ""
+        self._last = self._what = ""
         self._at = float("-inf")
         self._said: set[str] = set()
 
@@ -42,15 +42,17 @@ class ProgressLine:
         self._show_anomalies(run)
         status = run.status
         loss = next((f", {name} {run.metrics[name]:.4g}" for name in LOSSES if name in run.metrics), "")
-        text = (
-            f"{run.name}: {status.phase}, step {steps_of(status.step, status.total_steps)}{loss}, {duration(run.cost.seconds)}"
-        )
-        new_phase = status.phase not in self._last
-        if text == self._last or (not self._over and not new_phase and time.monotonic() - self._at < _EVERY):
-            return
-        sys.stderr.write(f"\r\033[K{text}" if self._over else f"{text}\n")
-        sys.stderr.flush()
-        self._last, self._at = text, time.monotonic()
+        why = f" ({status.reason})" if status.reason and not run.ended else ""
+        what = f"{run.name}: {status.phase}{why}, step {steps_of(status.step, status.total_steps)}{loss}"
+        text = f"{what}, {duration(run.cost.seconds)}"
+        if text != self._last if self._over else self._is_news(what, status.phase):
+            sys.stderr.write(f"\r\033[K{text}" if self._over else f"{text}\n")
+            sys.stderr.flush()
+            self._last, self._what, self._at = text, what, time.monotonic()
+
+    def _is_news(self, what: str, phase: str) -> bool:
+        """Whether a line that stays is worth it: more than time has passed, and not too little of that."""
+        return what != self._what and (phase not in self._what or time.monotonic() - self._at >= _EVERY)
 
     def _show_anomalies(self, run: Run) -> None:
         for anomaly in run.anomalies:

@@ -133,8 +133,15 @@ class Run(Handle):
             place=status.get("place", ""),
             workers=worker.get("workers"),
             preemptions=sum(a.get("failure") is False for a in status.get("attempts", [])),
-            reason=status.get("store", "") or status.get("reason", "") or ("" if self.ended else worker.get("doing", "")),
+            reason=status.get("store", "") or status.get("reason", "") or self._doing,
         )
+
+    @property
+    def _doing(self) -> str:
+        """What it does before it takes steps, or after them; empty where nothing is known, or it has ended."""
+        if self.phase == "starting" and self.spec.scaling.largest > 1:
+            return "its workers and Ray are started"
+        return "" if self.ended else str(self._worker.get("doing", ""))
 
     @property
     def metrics(self) -> dict[str, float]:

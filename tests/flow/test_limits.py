@@ -66,7 +66,7 @@ def weights_of(spec):
 @pytest.mark.slow
 def test_a_run_stops_at_its_budget_and_ends_with_the_same_weights_when_it_is_resumed(home, monkeypatch):
     monkeypatch.setenv("CLOUDAI_LOCAL_PRICE_PER_HOUR", "3600")
-    options = {"epochs": 500, "checkpoint": CheckpointPolicy(every=60)}
+    options = {"epochs": 1000, "checkpoint": CheckpointPolicy(every=60)}  # long enough to be warned before the reserve begins
     undisturbed = cloudai.train(work.network(), work.data(), name="undisturbed", **options).wait(120, progress=False)
     budget = undisturbed.cost.amount * 0.7
     run = cloudai.train(work.network(), work.data(), name="limited", budget=Budget(usd=budget), **options)

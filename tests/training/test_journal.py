@@ -28,6 +28,19 @@ def test_what_is_reported_is_read(tmp_path):
     assert (status["pid"], status["step"], status["checkpoint"], status["attempt"]) == (7, 2, 2, 1)
 
 
+def test_the_work_is_at_least_as_far_as_its_checkpoint(tmp_path):
+    store = Store(str(tmp_path))
+    journal = Journal(store, 1, {})
+    journal.add(10, {"loss": 3.0})
+    journal.checkpointed(14, 1.0)
+    journal.flush()
+    assert (JournalReader(store).status()["step"], JournalReader(store).status()["checkpoint"]) == (14, 14)
+    journal.add(20, {"loss": 2.0})
+    journal.checkpointed(17, 2.0)  # written beside the training, which went on
+    journal.close()
+    assert (JournalReader(store).status()["step"], JournalReader(store).status()["checkpoint"]) == (20, 17)
+
+
 def test_a_later_attempt_overwrites_what_it_did_again(tmp_path):
     store = Store(str(tmp_path))
     for attempt, rows in ((1, {1: 5.0, 2: 4.0, 3: 9.0}), (2, {3: 3.0, 4: 2.0})):

@@ -25,11 +25,10 @@ class Screen(io.StringIO):
         return self._over
 
 
-def shown(step, *anomalies, phase="running"):
-    status = SimpleNamespace(phase=phase, step=step, total_steps=100)
-    return SimpleNamespace(
-        name="r", status=status, metrics={"loss": 0.5}, anomalies=anomalies, cost=SimpleNamespace(seconds=60.0)
-    )
+def shown(step, *anomalies, phase="running", reason="", seconds=60.0):
+    status = SimpleNamespace(phase=phase, step=step, total_steps=100, reason=reason)
+    cost, ended = SimpleNamespace(seconds=seconds), phase == "succeeded"
+    return SimpleNamespace(name="r", status=status, metrics={"loss": 0.5}, anomalies=anomalies, cost=cost, ended=ended)
 
 
 @pytest.mark.parametrize("over", [True, False])
@@ -52,6 +51,17 @@ def test_where_lines_stay_there_are_few_and_every_phase_has_one(monkeypatch):
         ["r: running", " step 0 of 100"],
         ["r: succeeded", " step 5 of 100"],
     ]
+
+
+def test_waiting_is_said_once_and_why(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", screen := Screen(over=False))
+    monkeypatch.setattr("cloudai.training.progress._EVERY", 0.0)
+    line = ProgressLine(enabled=True)
+    for seconds in range(5):
+        line.show(shown(None, phase="starting", reason="no room", seconds=float(seconds)))
+    line.show(shown(None, phase="starting", reason="Ray starts"))
+    assert screen.getvalue().count("r: starting (no room), step not started") == 1
+    assert screen.getvalue().count("r: starting (Ray starts), step not started") == 1
 
 
 def test_nothing_is_written_where_it_is_not_wanted(monkeypatch):
