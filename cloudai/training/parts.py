@@ -12,7 +12,6 @@ _CALL = {"cpu": 32, "cuda": 2048}
 operations, each with a cost of its own: about 10 µs on a processor that computes a token in a few hundred, about 4 µs on a GPU
 that computes one in a few. Rounded, and the same for all machines of a kind: parts must not depend on measured times."""
 
-
 _LARGEST_POOL, _FEWEST_POOLS = 50, 4
 """The most batches whose rows are sorted together, and the fewest such pools, so that other rows meet in each epoch: those of
 transformers (``get_length_grouped_indices`` in its trainer_pt_utils.py)."""
@@ -30,10 +29,10 @@ def grouped(order: torch.Tensor, lengths: np.ndarray, batch_size: int, generator
 
     Examples
     --------
-    >>> lengths = np.array([1, 9, 2, 8, 1, 9])
-    >>> order = grouped(torch.arange(6), lengths, 2, torch.Generator().manual_seed(0))
-    >>> sorted(lengths[batch].tolist() for batch in order.numpy().reshape(3, 2))
-    [[1, 1], [8, 2], [9, 9]]
+    >>> lengths = np.array([1, 9, 1, 9] * 4)
+    >>> order = grouped(torch.arange(16), lengths, 2, torch.Generator().manual_seed(0))
+    >>> sorted({tuple(lengths[batch].tolist()) for batch in order.numpy().reshape(8, 2)})
+    [(1, 1), (9, 9)]
     """
     whole = len(order) // batch_size
     order, rest = order[: whole * batch_size], order[whole * batch_size :]
