@@ -52,6 +52,7 @@ _watches: dict[str, HangWatch] = {}
 """What this process has seen of each job's heartbeats; who leads after it begins to watch anew."""
 
 _logs = LogCopies()
+"""When this process has copied which log."""
 
 _SHORT = 60.0
 """Seconds of an attempt after which its machine is hardly the one that was to be taken away before."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -43,8 +44,10 @@ class ProgressLine:
         status = run.status
         loss = next((f", {name} {run.metrics[name]:.4g}" for name in LOSSES if name in run.metrics), "")
         why = f" ({status.reason})" if status.reason and not run.ended else ""
-        what = f"{run.name}: {status.phase}{why}, step {steps_of(status.step, status.total_steps)}{loss}"
-        text = f"{what}, {duration(run.cost.seconds)}"
+        what = f"{run.name}: {status.phase}, step {steps_of(status.step, status.total_steps)}{loss}"
+        text, what = f"{what}, {duration(run.cost.seconds)}{why}", what + why
+        if self._over:
+            text = text[: shutil.get_terminal_size().columns - 1]  # a line that is broken cannot be written over
         if text != self._last if self._over else self._is_news(what, status.phase):
             sys.stderr.write(f"\r\033[K{text}" if self._over else f"{text}\n")
             sys.stderr.flush()

@@ -23,7 +23,7 @@ FINE_TUNING = (
     ("text-cloudai", "text-tuned", TUNED_AIM),
     ("text-grouped", "text-tuned", TUNED_AIM),
 )
-"""Ours as it is by default, and with the same batches of like length that the tuned Trainer has."""
+"""Ours as it is by default, and with batches of like length, which the tuned Trainer has."""
 
 FULL: dict[str, Any] = {
     "rounds": 2, "width": 512, "epochs": 8, "batch": 64, "texts": 200, "files": 250, "hidden": 128, "layers": 4,

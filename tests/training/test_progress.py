@@ -60,8 +60,16 @@ def test_waiting_is_said_once_and_why(monkeypatch):
     for seconds in range(5):
         line.show(shown(None, phase="starting", reason="no room", seconds=float(seconds)))
     line.show(shown(None, phase="starting", reason="Ray starts"))
-    assert screen.getvalue().count("r: starting (no room), step not started") == 1
-    assert screen.getvalue().count("r: starting (Ray starts), step not started") == 1
+    lines = screen.getvalue().splitlines()
+    assert [line.startswith("r: starting, step not started") for line in lines] == [True, True]
+    assert [line.partition("(")[2] for line in lines] == ["no room)", "Ray starts)"]
+
+
+def test_a_line_that_is_written_over_is_never_broken(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", screen := Screen(over=True))
+    monkeypatch.setenv("COLUMNS", "40")
+    ProgressLine(enabled=True).show(shown(None, phase="recovering", reason="no place is free now " * 9))
+    assert len(screen.getvalue().removeprefix("\r\033[K")) == 39
 
 
 def test_nothing_is_written_where_it_is_not_wanted(monkeypatch):
