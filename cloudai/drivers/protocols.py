@@ -31,6 +31,7 @@ __all__ = [
     "RevisionId",
     "RevisionStatus",
     "Sample",
+    "Scaling",
     "ServeDriver",
     "TelemetryDriver",
     "TrainDriver",
@@ -56,6 +57,8 @@ class Capabilities:
     routing: Literal["no", "weights", "device"] = "no"
     """How traffic is split: not at all, by weights between revisions, or by device."""
     scale_to_zero: bool = False
+    autoscaling: Literal["no", "asked", "own"] = "no"
+    """Who changes the number of replicas: nobody, cloudai by `ServeDriver.scale`, or the place itself by `Revision.scaling`."""
     here: bool = False
     """It runs on this machine and in this environment, so what it lacks is known at once and a verb can say so."""
     elsewhere: bool = False
@@ -144,6 +147,17 @@ class LogLine:
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """How many replicas of a revision there may be, and how busy each should be."""
+
+    min_replicas: int = 1
+    """0 where none need be up while nobody asks."""
+    max_replicas: int = 1
+    target_ongoing_requests: float = 8.0
+    """Requests that each replica should be working on, on average."""
+
+
+@dataclass(frozen=True)
 class Revision:
     """One version of a deployment: a command that serves a model until it is told to end."""
 
@@ -153,6 +167,7 @@ class Revision:
     needs: Needs = field(default_factory=Needs)
     port: int = 0
     """The port asked for the whole deployment; 0 lets the driver choose."""
+    scaling: Scaling = field(default_factory=Scaling)
 
 
 @dataclass(frozen=True)
@@ -165,6 +180,8 @@ class RevisionStatus:
     traffic: Percent
     reason: str = ""
     pids: tuple[int, ...] = ()
+    ongoing: float = 0.0
+    """Requests that are being worked on, and those that wait for a replica."""
 
 
 @dataclass(frozen=True)
