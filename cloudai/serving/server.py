@@ -74,7 +74,7 @@ def _application(
             open_samples=_samples(options, folder, name, servable.version),
         )
         services.append(service)
-    return ModelApplication(services, check=access.check)
+    return ModelApplication(services, check=access.check, needs_token=access.path is not None)
 
 
 def _samples(options: ServerOptions, folder: Path, name: str, version: str) -> Callable[[Callable[[int], None]], SampleLog]:
