@@ -115,6 +115,8 @@ def _more(policy: AutoscalingPolicy, scale: Scale, needed: int, seen: Observatio
 
 
 def _fewer(policy: AutoscalingPolicy, scale: Scale, needed: int, seen: Observation) -> Scale:
+    if not seen.ready:
+        return Scale(scale.replicas)  # silence while nobody can answer says nothing
     since = _since(scale.fewer_since, seen.at)
     enough = needed if scale.fewer_since is None else max(needed, scale.enough)
     waited = Scale(scale.replicas, fewer_since=since, enough=enough)
