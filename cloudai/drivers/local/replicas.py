@@ -107,7 +107,7 @@ class Replicas:
         process, state = self._processes.look(key), read_json(self._processes.folder(key) / "server.json")
         if process is None or not process.alive:
             return None
-        same = state.get("pid") == process.pid  # what a dead one wrote does not count
+        same = process.pid is not None and state.get("pid") == process.pid  # what a dead one wrote does not count
         port = int(state["port"]) if same else None
         return Replica(key, process.pid, port, bool(same and state.get("ready")), str(state.get("token_file", "")))
 
