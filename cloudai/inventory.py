@@ -65,7 +65,7 @@ class Ledgered:
     @property
     def per_day(self) -> str:
         """What it costs in a day while it goes on."""
-        price: dict[str, Any] | None = self.record.status.get("price")
+        price = price_now(self.record.status)
         if price is None or self.record.ended:
             return "–"
         return money(price["per_hour"] * 24, price["currency"])

@@ -19,7 +19,7 @@ from cloudai.errors import NotReadyError, RunFailedError, SpecError
 from cloudai.planning.spending import Span, Spending, spending
 from cloudai.serving import client
 from cloudai.serving.rollout import Rollout
-from cloudai.serving.scaling import check_autoscaling, policy_of, replicas_text
+from cloudai.serving.scaling import check_autoscaling, policy_of, price_now, replicas_text
 from cloudai.specs.serving import AutoscalingPolicy, DeploySpec
 from cloudai.state.handles import Handle
 from cloudai.state.ledger import Ledger, Record
@@ -284,7 +284,7 @@ class Deployment(Handle):
         """Show where it answers, which revision has which traffic, and what it costs."""
         status = self._record.status
         reason = f": {status['reason']}" if status.get("reason") else ""
-        price = status.get("price") or {"per_hour": 0.0, "currency": ""}
+        price = price_now(status) or {"per_hour": 0.0, "currency": ""}
         facts = [
             ("phase", self.phase + reason),
             ("url", self.url or "none yet"),
@@ -345,7 +345,7 @@ def _replicas(row: Mapping[str, Any]) -> str:
 def deployment_spending(record: Record, now: float) -> Spending:
     """Return what a deployment's record says that it has cost up to `now`, a unix time."""
     status = record.status
-    span = Span(status.get("started"), status.get("ended"), status.get("price"), status.get("billed"), status.get("billed_at"))
+    span = Span(status.get("started"), status.get("ended"), price_now(status), status.get("billed"), status.get("billed_at"))
     return spending([span], now)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from cloudai.drivers.protocols import Scaling, ServeDriver
 from cloudai.errors import SpecError
 from cloudai.specs.serving import AutoscalingPolicy
 from cloudai.state.ledger import Record
 
-__all__ = ["check_autoscaling", "policy_of", "replicas_text", "to_driver"]
+__all__ = ["check_autoscaling", "policy_of", "price_now", "replicas_text", "to_driver"]
 
 
 def policy_of(record: Record) -> AutoscalingPolicy:
@@ -33,6 +36,17 @@ def check_autoscaling(policy: AutoscalingPolicy, driver: ServeDriver) -> None:
         raise SpecError(f"{driver.name!r} runs one replica of each revision", fix="leave autoscaling out, or deploy elsewhere")
     if policy.min_replicas == 0 and not can.scale_to_zero:
         raise SpecError(f"on {driver.name!r} no deployment can sleep", fix="give min_replicas=1 or more, or deploy elsewhere")
+
+
+def price_now(status: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the price of an hour as things stand: a place that bills does so for each replica.
+
+    None before a place was taken.
+    """
+    price: Mapping[str, Any] | None = status.get("price")
+    if price is None or "billed" not in status or "revisions" not in status:
+        return price
+    return {**price, "per_hour": price["per_hour"] * sum(row["replicas"] for row in status["revisions"])}
 
 
 def replicas_text(policy: AutoscalingPolicy) -> str:

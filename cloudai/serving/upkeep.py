@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cloudai.drivers.protocols import DeploymentStatus, RevisionId, RevisionStatus, ServeDriver
@@ -24,8 +24,8 @@ class _Tended:
     scale: Scale
     deaths: int = 0
     """How often in a row some of its replicas were found dead, before all were ready again."""
-    again: float = 0.0
-    """Unix time before which the dead are not replaced."""
+    again: float | None = None
+    """Unix time before which the dead are not replaced; None where none are to be."""
 
     def to_json(self) -> dict[str, Any]:
         return {"scale": self.scale.to_json(), "deaths": self.deaths, "again": self.again}
@@ -40,7 +40,9 @@ class _Tended:
         """Count what has died since."""
         if found.ready_replicas >= self.scale.replicas:
             return _Tended(self.scale)
-        if found.replicas >= self.scale.replicas or now < self.again:
+        if found.replicas >= self.scale.replicas:
+            return replace(self, again=None)
+        if self.again is not None:
             return self
         deaths = self.deaths + 1
         pause = 0.0 if deaths <= _AT_ONCE else min(_LONGEST_PAUSE, 2.0 ** (deaths - _AT_ONCE))
@@ -96,12 +98,14 @@ class Upkeep:
         before = self._known.get(found.id, _Tended.of(None, self._policy)).looked_at(found, now)
         seen = Observation(now, max(found.ongoing, its_share), found.ready_replicas)
         scale = step(self._policy, before.scale, seen)
-        if not found.replicas == found.ready_replicas == scale.replicas:
-            paused = now < before.again and scale.replicas == before.scale.replicas
-            # while the dead are not replaced, the living are wanted as they are
-            wanted = min(scale.replicas, max(1, found.replicas)) if paused else scale.replicas
-            self._driver.scale(name, RevisionId(found.id), wanted)
-        return _Tended(scale, before.deaths, before.again)
+        if found.replicas == found.ready_replicas == scale.replicas:
+            return replace(before, scale=scale)
+        if before.again is not None and now < before.again and scale.replicas == before.scale.replicas:
+            # the dead are not replaced yet; the living are wanted as they are
+            self._driver.scale(name, RevisionId(found.id), min(scale.replicas, max(1, found.replicas)))
+            return before
+        self._driver.scale(name, RevisionId(found.id), scale.replicas)
+        return replace(before, scale=scale, again=None)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON for the ledger."""

@@ -142,6 +142,7 @@ def test_a_deployment_sleeps_and_is_woken_up_by_a_request_though_nobody_supervis
     deployment.delete()
 
 
+@pytest.mark.slow
 def test_a_number_is_kept_and_what_cannot_be_is_refused(home):
     deployment = cloudai.deploy(model())
     with pytest.raises(errors.SpecError, match="there cannot be 0 replicas") as refused:
