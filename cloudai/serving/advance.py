@@ -179,7 +179,8 @@ class _Advance:
         argv += ["--lease-file", str(self.ledger.lease_file("deployment", self.spec.name)), "--token-file", str(token)]
         threads = str(max(1, round(self.spec.resources.cpus)))
         env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
-        argv += ["--news-file", str(self.ledger.news_file("deployment", self.spec.name))]
+        if not self.driver.capabilities.elsewhere:
+            argv += ["--news-file", str(self.ledger.news_file("deployment", self.spec.name))]
         scaling = to_driver(policy_of(self.record))
         wanted = Revision(RevisionId(revision), tuple(argv), env, needs_of(self.spec), self.spec.port, scaling)
         self.driver.apply(self.spec.name, wanted, key=f"{self.spec.name}/{revision}")
@@ -204,7 +205,7 @@ class _Advance:
         settled = settled and all(row["ready"] for row in rows if row["id"] in rollout.kept) and upkeep.is_done(found, rollout)
         broken = [row for row in rows if crashes.get(str(row["id"]), 0) >= _MOST_CRASHES and not row["ready"]]
         phase = "failing" if broken else "ready" if settled else "updating" if found.ready else "starting"
-        reason = f"{broken[0]['id']} does not start: {broken[0]['reason']}" if broken else ""
+        reason = f"{broken[0]['id']} does not start: {broken[0]['reason']}" if broken else upkeep.trouble(found)
         processes = {"url": found.url, "revisions": rows, "router": list(found.pids)}
         wish = self.record.desired.get("wish")
         status = {**processes, "reason": reason, "crashes": dict(crashes), "silence": None, "waiting": None, "wish": wish}

@@ -15,6 +15,7 @@ __all__ = ["Upkeep", "next_change"]
 
 _AT_ONCE = 2  # so many deaths in a row are mended at once, those after them more and more slowly
 _LONGEST_PAUSE = 60.0  # seconds
+_AWAKE = 1e-6  # the share of all requests that is enough not to fall asleep
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,14 @@ class Upkeep:
         """Whether it is as it should be that the revision has no replica."""
         return revision in self._known and self._known[revision].scale.replicas == 0
 
+    def trouble(self, found: DeploymentStatus) -> str:
+        """Say which revision lacks replicas because they die again and again; empty where none does."""
+        for revision in found.revisions:
+            wanted = self._known[revision.id].scale.replicas if revision.id in self._known else 0
+            if self.deaths(revision.id) > _AT_ONCE and revision.ready_replicas < wanted:
+                return f"{revision.id} has {revision.ready_replicas} of {wanted} replicas: the others end by themselves"
+        return ""
+
     def deaths(self, revision: str) -> int:
         """Return how often in a row some of its replicas were found dead."""
         return self._known[revision].deaths if revision in self._known else 0
@@ -89,14 +98,14 @@ class Upkeep:
             return
         total = sum(revision.ongoing for revision in found.revisions)
         kept = [revision for revision in found.revisions if revision.id in rollout.kept]
-        self._known = {
-            revision.id: self._tend(name, revision, total * rollout.traffic.get(revision.id, 0) / 100, now) for revision in kept
-        }
+        # its share counts before it gets it: it is to be ready then; and what is kept to go back to sleeps only when all do
+        due = {revision.id: total * max(_AWAKE, rollout.traffic.get(revision.id, 0) / 100) for revision in kept}
+        self._known = {revision.id: self._tend(name, revision, due[revision.id], now) for revision in kept}
 
-    def _tend(self, name: str, found: RevisionStatus, its_share: float, now: float) -> _Tended:
-        """Take one revision further. Its share of all requests counts before it gets them: it is to be ready for them."""
+    def _tend(self, name: str, found: RevisionStatus, due: float, now: float) -> _Tended:
+        """Take one revision further, to which so many ongoing requests are due."""
         before = self._known.get(found.id, _Tended.of(None, self._policy)).looked_at(found, now)
-        seen = Observation(now, max(found.ongoing, its_share), found.ready_replicas)
+        seen = Observation(now, max(found.ongoing, due), found.ready_replicas)
         scale = step(self._policy, before.scale, seen)
         if found.replicas == found.ready_replicas == scale.replicas:
             return replace(before, scale=scale)

@@ -144,6 +144,23 @@ def test_what_is_as_it_should_be_is_left_alone():
     assert place.told == []
 
 
+def test_what_is_kept_to_go_back_to_sleeps_only_when_all_do():
+    policy = AutoscalingPolicy(min_replicas=0, max_replicas=4, downscale_delay=10)
+    place, rollout, known = Asked(), Rollout("v2", previous="v1"), {}
+    for second in range(60):
+        busy = 3.0 if second < 30 else 0.0
+        rows = [(name, known.get(name, {"scale": {"replicas": 1}})["scale"]["replicas"]) for name in ("v1", "v2")]
+        up = tuple(
+            RevisionStatus(RevisionId(name), True, count, 0, ongoing=busy * (name == "v2"), ready_replicas=count)
+            for name, count in rows
+        )
+        upkeep = Upkeep(place, policy, known)
+        upkeep.tend("d", DeploymentStatus("d", "", True, up), rollout, float(second))
+        known = upkeep.to_json()
+        if second in (29, 59):
+            assert {name: data["scale"]["replicas"] for name, data in known.items()} == dict.fromkeys(["v1", "v2"], second < 30)
+
+
 def test_what_dies_again_and_again_is_replaced_more_and_more_slowly_and_the_rest_stays():
     place, known, started = Asked(), {}, []
     known = look(place, known, found(3, 2), 0.0)
@@ -157,6 +174,9 @@ def test_what_dies_again_and_again_is_replaced_more_and_more_slowly_and_the_rest
     assert pauses[:1] == [1]
     assert pauses == sorted(pauses)
     assert pauses[-1] >= 60
+    upkeep = Upkeep(place, AutoscalingPolicy.fixed(3), known)
+    assert upkeep.trouble(found(2, 2)) == "v1 has 2 of 3 replicas: the others end by themselves"
+    assert upkeep.trouble(found(3, 3)) == ""
     known = look(place, known, found(3, 3), 200.0)
     assert known["v1"]["deaths"] == 0
 
