@@ -1,7 +1,7 @@
 """A port that stays open when the process that answers on it dies.
 
 The keeper binds the port and forks: the child answers, the keeper waits. When the child is killed, the keeper forks the next
-one within milliseconds, for all modules are loaded already. Meanwhile connections are not refused: they wait in the backlog of
+one at once, for which all modules are loaded already. Meanwhile connections are not refused: they wait in the backlog of
 the socket, which all of them share. Only what the dead process was working on is lost.
 
 ``SIGTERM`` and ``SIGINT`` to the keeper, or to the group of both, end the child in its own way, and the keeper after it.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from cloudai.errors import SpecError
 from cloudai.specs.resources import Resources
@@ -91,6 +91,13 @@ class AutoscalingPolicy(Spec):
         return self.min_replicas == self.max_replicas
 
 
+def _policy(value: Any) -> Any:
+    if isinstance(value, AutoscalingPolicy | dict):
+        return value
+    fix = "write AutoscalingPolicy(max_replicas=4), or AutoscalingPolicy.fixed(2)"
+    raise SpecError(f"{value!r} is no autoscaling policy", fix=fix)
+
+
 class DeploySpec(Spec):
     """A deployment as asked for."""
 
@@ -100,6 +107,6 @@ class DeploySpec(Spec):
     """0 lets the driver choose."""
     resources: Resources = Resources()
     limits: ServerLimits = ServerLimits()
-    autoscaling: AutoscalingPolicy = AutoscalingPolicy()
+    autoscaling: Annotated[AutoscalingPolicy, BeforeValidator(_policy)] = AutoscalingPolicy()
     lease: Seconds | None
     """Seconds that it stays up without a live handle; None for ever."""

@@ -106,6 +106,18 @@ def test_of_those_too_many_the_one_that_is_not_ready_goes_first(deployed):
     assert deployed.look(V1).pids == old
 
 
+def test_one_that_was_to_end_and_was_never_told_is_told_later(deployed):
+    deployed.answers_with(V1).scale(V1, 2)
+    mine = replicas_of(deployed)
+    (chosen,) = mine.mark_surplus(1)  # and then the driver dies
+    assert len(mine.alive()) == 1
+    assert mine._runs(chosen)
+    long_ago = time.time() - 60
+    os.utime(mine.folder(chosen) / "ending", (long_ago, long_ago))
+    deployed.scale(V1, 1)
+    wait_until(lambda: not mine._runs(chosen))
+
+
 def test_it_begins_with_the_fewest_and_at_least_with_one(deployed):
     revision = deployed.bench.ready_revision("d", V1)
     for scaling, count in ((Scaling(3, 5), 3), (Scaling(0, 5), 1)):

@@ -148,6 +148,9 @@ def test_a_number_is_kept_and_what_cannot_be_is_refused(home):
     with pytest.raises(errors.SpecError, match="there cannot be 0 replicas") as refused:
         deployment.scale(0)
     assert "AutoscalingPolicy(min_replicas=0)" in refused.value.fix
+    with pytest.raises(errors.SpecError, match="3 is no autoscaling policy") as refused:
+        cloudai.deploy("small", name="other", autoscaling=3)
+    assert "AutoscalingPolicy.fixed(2)" in refused.value.fix
     deployment.scale(2).wait(60)
     assert len(pids_of(deployment)) == 2
     assert deployment.autoscaling == cloudai.AutoscalingPolicy.fixed(2)

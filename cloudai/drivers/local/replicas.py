@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class Replicas:
 
     def _start(self, key: str) -> None:
         known, folder = read_json(self._file), self._processes.folder(key)
-        (folder / "ending").unlink(missing_ok=True)
+        self._mark(key).unlink(missing_ok=True)
         argv, env = [*known["argv"], "--state", str(folder)], {**known["env"], "CLOUDAI_SCRATCH": str(folder)}
         self._processes.start(key, argv, env, again=True)
 
@@ -92,7 +93,7 @@ class Replicas:
 
     def alive(self) -> list[Replica]:
         """Return the live ones, those apart that were told to end."""
-        keys = [key for key in self.keys() if not (self._processes.folder(key) / "ending").exists()]
+        keys = [key for key in self.keys() if not self._mark(key).exists()]
         return [replica for key in keys if (replica := self._look(key)) is not None]
 
     def keys(self) -> list[str]:
@@ -112,13 +113,23 @@ class Replicas:
         return Replica(key, process.pid, port, bool(same and state.get("ready")), str(state.get("token_file", "")))
 
     def mark_surplus(self, replicas: int) -> list[str]:
-        """Choose those that are too many, first of all what is not ready, and say in their folders that they are to end."""
+        """Choose those that are too many, first of all what is not ready, and say in their folders that they are to end.
+
+        With them come those that were chosen long ago and are still there: whoever was to tell them has died before.
+        """
         with locked(self._folder / "lock"):
             by_worth = sorted(self.alive(), key=lambda replica: (not replica.listening, int(replica.key)))
             surplus = [replica.key for replica in by_worth[replicas:]]
             for key in surplus:
-                (self._processes.folder(key) / "ending").touch()
-        return surplus
+                self._mark(key).touch()
+            return [*surplus, *(key for key in self.keys() if self._is_overdue(key))]
+
+    def _mark(self, key: str) -> Path:
+        return self._processes.folder(key) / "ending"
+
+    def _is_overdue(self, key: str) -> bool:
+        mark = self._mark(key)
+        return mark.exists() and time.time() - mark.stat().st_mtime > 2 * DRAIN and self._runs(key)
 
     def let_end(self, keys: Sequence[str]) -> None:
         """Tell replicas to end, and see to it without being waited for."""
