@@ -171,6 +171,7 @@ def test_another_policy_holds_at_once():
     assert step(AutoscalingPolicy.fixed(3), Scale(1, fewer_since=1.0), Observation(2, 0, 1)) == Scale(3)
 
 
+@settings(max_examples=40, deadline=None)
 @given(policies, looks)
 def test_it_goes_through_the_ledger(policy, looks):
     for scale in follow(policy, looks):
