@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -12,7 +12,11 @@ from cloudai.specs.training import Name
 from cloudai.specs.units import Bytes, Seconds
 from cloudai.specs.validation import Spec
 
-__all__ = ["AutoscalingPolicy", "DeploySpec", "ServerLimits"]
+__all__ = ["AutoscalingPolicy", "DeploySpec", "Runtime", "ServerLimits"]
+
+
+Runtime = Literal["auto", "onnx", "torch"]
+"""What runs torch models in service: ONNX Runtime, torch, or the first where it can and answers the same."""
 
 
 class ServerLimits(Spec):
