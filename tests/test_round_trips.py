@@ -22,7 +22,7 @@ from cloudai.monitoring.decide import Decision
 from cloudai.monitoring.drift import Finding, Report
 from cloudai.planning.estimate import Estimate
 from cloudai.planning.plan import Plan
-from cloudai.serving.rollout import Rollout
+from cloudai.serving.split import Split
 from cloudai.specs.limits import Budget
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources, ScalingPolicy
@@ -195,7 +195,7 @@ tensor_spec = st.builds(
     TensorSpec, TEXT, st.sampled_from(["float32", "int64", "bool"]), st.lists(st.integers(-1, 9), max_size=3).map(tuple)
 )
 signature = st.builds(Signature, st.lists(tensor_spec, max_size=2).map(tuple), st.lists(tensor_spec, max_size=2).map(tuple))
-rollout = st.builds(Rollout, TEXT, TEXT, st.integers(0, 100), TEXT)
+split = st.builds(Split, TEXT, TEXT, st.integers(0, 100), TEXT)
 offer = st.builds(Offer, TEXT, TEXT, price, TEXT, TEXT, TEXT, st.booleans(), st.booleans(), TEXT, st.booleans())
 estimate = st.builds(Estimate, st.none() | SECONDS, st.none() | SECONDS, TEXT)
 plan = st.builds(
@@ -208,7 +208,7 @@ plan = st.builds(
     estimate,
     st.booleans(),
 )
-VALUES = {Report: report, Decision: decision, Signature: signature, Rollout: rollout, Plan: plan, Finding: finding}
+VALUES = {Report: report, Decision: decision, Signature: signature, Split: split, Plan: plan, Finding: finding}
 
 BY_NAME = {"Run", "Benchmark", "Deployment", "Monitor", "Model", "Schedule"}
 """Handles come back by their name: `attach`, `load_model`."""

@@ -11,7 +11,7 @@ from cloudai.errors import CloudAIError, DriverError, LedgerError, NotReadyError
 from cloudai.planning.plan import place
 from cloudai.planning.silence import Silence, asks_again
 from cloudai.planning.spending import price_of
-from cloudai.serving.rollout import Rollout
+from cloudai.serving.steering import Routing, steer
 from cloudai.specs.confidential import redact, redacted
 from cloudai.specs.serving import DeploySpec
 from cloudai.state.ledger import Ledger, Record
@@ -140,8 +140,9 @@ class _Advance:
         return models
 
     def _reconcile(self, models: Mapping[str, Mapping[str, str]]) -> None:
-        rollout = Rollout.from_json(self.record.desired["rollout"])
         found = self.driver.inspect(self.spec.name)
+        routing = steer(self.ledger, self.record, found)
+        rollout = routing.split
         up = {str(revision.id): revision for revision in found.revisions}
         crashes = {rev: n for rev, n in self.record.status.get("crashes", {}).items() if rev not in up or not up[rev].ready}
         for revision in sorted(rollout.kept):
@@ -150,15 +151,13 @@ class _Advance:
                     continue
                 crashes[revision] = crashes.get(revision, 0) + (revision in up and not up[revision].replicas)
                 self._apply(revision, models[revision])
-        observed = {revision.id: revision.traffic for revision in found.revisions if revision.traffic}
-        wanted = {revision: share for revision, share in rollout.traffic.items() if share}
-        if observed != wanted and all(revision in up and up[revision].ready for revision in wanted):
-            self.driver.route(self.spec.name, {RevisionId(rev): share for rev, share in wanted.items()})
+        if not routing.is_so(found) and all(revision in up and up[revision].ready for revision in routing.traffic):
+            routing.apply(self.driver, self.spec.name)
             found = self.driver.inspect(self.spec.name)
         for left in found.revisions:
             if left.id not in rollout.kept and left.replicas and not left.traffic:
                 self.driver.retire(self.spec.name, left.id)
-        self._note(found, rollout, crashes)
+        self._note(found, routing, crashes)
 
     def _apply(self, revision: str, model: Mapping[str, str]) -> None:
         limits, token = self.spec.limits, token_path(self.ledger.home, self.spec.name)
@@ -172,7 +171,7 @@ class _Advance:
         wanted = Revision(RevisionId(revision), tuple(argv), env, needs_of(self.spec), self.spec.port)
         self.driver.apply(self.spec.name, wanted, key=f"{self.spec.name}/{revision}")
 
-    def _note(self, found: DeploymentStatus, rollout: Rollout, crashes: Mapping[str, int]) -> None:
+    def _note(self, found: DeploymentStatus, routing: Routing, crashes: Mapping[str, int]) -> None:
         """Write down what is there beside what should be."""
         rows = [
             {
@@ -184,11 +183,10 @@ class _Advance:
                 "pids": list(r.pids),
             }
             for r in found.revisions
-            if r.id in rollout.kept or r.replicas
+            if r.id in routing.split.kept or r.replicas
         ]
-        observed = {row["id"]: row["traffic"] for row in rows if row["traffic"]}
-        settled = found.ready and observed == {rev: share for rev, share in rollout.traffic.items() if share}
-        settled = settled and all(row["ready"] for row in rows if row["id"] in rollout.kept)
+        settled = found.ready and routing.is_so(found) and not routing.rolling
+        settled = settled and all(row["ready"] for row in rows if row["id"] in routing.split.kept)
         broken = [row for row in rows if crashes.get(str(row["id"]), 0) >= _MOST_CRASHES and not row["ready"]]
         phase = "failing" if broken else "ready" if settled else "updating" if found.ready else "starting"
         reason = f"{broken[0]['id']} does not start: {broken[0]['reason']}" if broken else ""

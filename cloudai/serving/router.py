@@ -20,8 +20,9 @@ from yarl import URL
 
 from cloudai.serving.access import Access
 from cloudai.serving.asgi import AGAIN, Application, Exchange, HttpError, json_bytes
-from cloudai.serving.metrics import RouterMetrics, exposition
+from cloudai.serving.metrics import exposition
 from cloudai.serving.process import ProcessOptions, errors_in_two_lines, read_arguments, run
+from cloudai.serving.router_metrics import RouterMetrics
 from cloudai.serving.routes import RouteFile, RouteTable
 from cloudai.specs.units import Bytes, Seconds
 
@@ -164,6 +165,7 @@ class RouterApplication(Application):
             return None
         except aiohttp.ClientError as error:
             _logger.warning("request %s: the revision %s broke off: %r", exchange.id, revision, error)
+            self._metrics.broke(revision)
             what = f"the revision {revision} broke off"
             raise HttpError(503, what, fix="send the request again if it may be computed twice", headers=AGAIN) from None
 

@@ -57,16 +57,23 @@ class Deployments:
         argv = ["-m", "cloudai.serving.router", "--state", str(folder), "--port", str(port), *shared]
         router.start("router", argv, revision.env, again=True)
 
-    def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
+    def route(
+        self,
+        name: str,
+        traffic: Mapping[RevisionId, Percent],
+        sticky: str = "",
+        shadow: Mapping[RevisionId, Percent] | None = None,
+    ) -> None:
         """Replace the routing table in one step."""
         if sum(traffic.values()) != 100 or min(traffic.values()) < 0:
             raise SpecError(f"the traffic {dict(traffic)} does not sum to 100", fix="give percentages that sum to 100")
-        ports = {rev: self._port(name, rev) for rev in traffic}
-        missing = [rev for rev, port in ports.items() if port is None and traffic[RevisionId(rev)]]
+        ports = {rev: self._port(name, rev) for rev in {**traffic, **(shadow or {})}}
+        missing = [rev for rev, port in ports.items() if port is None and traffic.get(RevisionId(rev))]
         if missing:
             raise DriverError(f"the revision {missing[0]!r} of {name!r} is not up", fix="route to it when it is ready")
         backends = {rev: {"port": port} for rev, port in ports.items() if port is not None}
-        _write_json(self._root / name / "routes.json", {"traffic": dict(traffic), "backends": backends})
+        table = {"traffic": dict(traffic), "backends": backends, "sticky": sticky, "shadow": dict(shadow or {})}
+        _write_json(self._root / name / "routes.json", table)
 
     def retire(self, name: str, revision: RevisionId) -> None:
         """End a revision that has no traffic."""
@@ -84,7 +91,8 @@ class Deployments:
         revisions = tuple(self._look(name, key, routes) for key in self._revisions(name).keys())
         ready = up and any(r.ready for r in revisions if r.traffic) and all(r.ready for r in revisions if r.traffic)
         pids = (router.pid,) if router is not None and router.alive and router.pid else ()
-        return DeploymentStatus(name, f"http://{_HOST}:{port}" if up else "", ready, revisions, pids)
+        url = f"http://{_HOST}:{port}" if up else ""
+        return DeploymentStatus(name, url, ready, revisions, pids, sticky=routes.get("sticky", ""))
 
     def _look(self, name: str, key: str, routes: Mapping[str, Any]) -> RevisionStatus:
         processes = self._revisions(name)
@@ -97,7 +105,8 @@ class Deployments:
         traffic = int(routes.get("traffic", {}).get(key, 0)) if routed else 0
         reason = "" if ready else "not ready yet" if alive else self._last_words(name, key)
         pids = (process.pid,) if alive and process is not None and process.pid else ()
-        return RevisionStatus(RevisionId(key), ready, int(alive), traffic, reason, pids)
+        shadow = int(routes.get("shadow", {}).get(key, 0)) if routed else 0
+        return RevisionStatus(RevisionId(key), ready, int(alive), traffic, reason, pids, shadow=shadow)
 
     def _port(self, name: str, key: str) -> int | None:
         """Return the port of a live revision; what a dead one wrote does not count."""
@@ -122,10 +131,11 @@ class Deployments:
         shutil.rmtree(folder, ignore_errors=True)
 
     def metrics(self, name: str) -> Iterator[Metric]:
-        """Read the metrics of each live revision."""
+        """Read the metrics of the router and of each live revision."""
         from prometheus_client.parser import text_string_to_metric_families
 
-        for port, token in self._live(name):
+        router = _read_json(self._root / name / "router.json")
+        for port, token in [*_way_in(router), *self._live(name)]:
             text = _get(port, "/metrics", token=token).decode()
             for family in text_string_to_metric_families(text):
                 for sample in family.samples:
@@ -143,12 +153,17 @@ class Deployments:
     def _live(self, name: str) -> Iterator[tuple[int, str]]:
         """Yield the port and the token of each live revision."""
         for key in self._revisions(name).keys():
-            if (port := self._port(name, key)) is not None:
-                token_file = _read_json(self._revisions(name).folder(key) / "server.json").get("token_file")
-                yield port, read_token(Path(token_file)) if token_file else ""
+            if self._port(name, key) is not None:
+                yield from _way_in(_read_json(self._revisions(name).folder(key) / "server.json"))
 
     def _revisions(self, name: str) -> Processes:
         return Processes(self._root / name / "revisions")
+
+
+def _way_in(state: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    """Yield the port and the token of a process, by what it wrote of itself; nothing where it wrote nothing."""
+    if "port" in state:
+        yield int(state["port"]), read_token(Path(state["token_file"])) if "token_file" in state else ""
 
 
 def _answers(port: int, path: str) -> bool:

@@ -51,7 +51,14 @@ class LocalDriver:
 
     name = "local"
     capabilities = Capabilities(
-        train=True, serve=True, telemetry=True, max_workers=os.cpu_count() or 1, routing="weights", here=True
+        train=True,
+        serve=True,
+        telemetry=True,
+        max_workers=os.cpu_count() or 1,
+        routing="weights",
+        sticky=True,
+        shadow=True,
+        here=True,
     )
 
     def __init__(self, root: Path | None = None) -> None:
@@ -127,9 +134,16 @@ class LocalDriver:
         """Bring a revision up as a process, or up again where it has died."""
         return self._deployments.apply(name, revision)
 
-    def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
+    def route(
+        self,
+        name: str,
+        traffic: Mapping[RevisionId, Percent],
+        *,
+        sticky: str = "",
+        shadow: Mapping[RevisionId, Percent] | None = None,
+    ) -> None:
         """Write the routing table, which the router reads at its next request."""
-        self._deployments.route(name, traffic)
+        self._deployments.route(name, traffic, sticky, shadow)
 
     def retire(self, name: str, revision: RevisionId) -> None:
         """Drain and end one revision's process."""
