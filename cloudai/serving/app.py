@@ -14,6 +14,7 @@ from cloudai.serving import binary, protocol
 from cloudai.serving.asgi import Application, Exchange, HttpError, json_bytes
 from cloudai.serving.metrics import ServerMetrics, exposition
 from cloudai.serving.service import ModelService
+from cloudai.serving.shadow import HEADER as SHADOW
 
 __all__ = ["Handler", "ModelApplication"]
 
@@ -153,7 +154,7 @@ class _ModelFace:
                     request = service.codec.decode(body, header_length)
                 except RequestError as error:
                     raise HttpError(400, error.what, fix=error.fix) from None
-                outputs = await service.predict(request, request_id=exchange.id)
+                outputs = await service.predict(request, request_id=exchange.id, keep=exchange.header(SHADOW) is None)
                 try:
                     pieces, head = service.codec.encode(outputs, request)
                 except DataError as error:

@@ -24,6 +24,8 @@ from cloudai.serving.metrics import exposition
 from cloudai.serving.process import ProcessOptions, errors_in_two_lines, read_arguments, run
 from cloudai.serving.router_metrics import RouterMetrics
 from cloudai.serving.routes import RouteFile, RouteTable
+from cloudai.serving.shadow import HEADER as SHADOW
+from cloudai.serving.shadow import Answered, Mirror
 from cloudai.specs.units import Bytes, Seconds
 
 __all__ = ["RouterApplication", "RouterOptions", "main"]
@@ -40,7 +42,7 @@ _HOP_BY_HOP = {
     b"transfer-encoding",
     b"upgrade",
 }  # RFC 9110, section 7.6.1
-_NOT_FORWARDED = _HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-request-id"}
+_NOT_FORWARDED = _HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-request-id", SHADOW}
 _NOT_RETURNED = _HOP_BY_HOP | {b"date", b"server", b"x-request-id", b"x-cloudai-revision"}
 _logger = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class RouterApplication(Application):
         self._in_flight = 0
         self._routes = RouteFile(options.state / "routes.json")
         self._metrics = RouterMetrics(in_flight=lambda: self.in_flight)
+        self._mirror = Mirror(self._metrics)
 
     @property
     def in_flight(self) -> int:
@@ -82,6 +85,7 @@ class RouterApplication(Application):
 
     async def stop(self) -> None:
         """Close the pool."""
+        await self._mirror.stop()
         await self._session.close()
 
     def describe(self) -> dict[str, Any]:
@@ -126,8 +130,8 @@ class RouterApplication(Application):
             with self._admitted():
                 body = await exchange.read(self._options.max_body)
                 table = self._table()  # after the body: during a slow upload the traffic may have been moved
-                for revision in table.choose(exchange.id):
-                    answered = await self._proxy(exchange, revision, table.ports[revision], body)
+                for revision in table.choose(exchange.id, _sticky_key(exchange, table)):
+                    answered = await self._proxy(exchange, revision, table.ports[revision], body, table)
                     if answered is not None:
                         code = answered
                         return
@@ -139,7 +143,7 @@ class RouterApplication(Application):
         finally:
             self._metrics.routed(revision, code, time.perf_counter() - begun)
 
-    async def _proxy(self, exchange: Exchange, revision: str, port: int, body: bytes) -> int | None:
+    async def _proxy(self, exchange: Exchange, revision: str, port: int, body: bytes, table: RouteTable) -> int | None:
         """Pass request and answer on and return the status; None if nothing was sent because nobody listens."""
         try:
             async with self._session.request(
@@ -152,10 +156,16 @@ class RouterApplication(Application):
                 chunk = await answer.content.readany()  # before the head: a revision that dies here still gives a clean 503
                 headers = _passed(answer.raw_headers, _NOT_RETURNED)
                 await exchange.start(answer.status, [*headers, *_revision_header(revision)])
+                mirrored, kept = self._mirror.drawn(exchange, revision, table.shadow), list[bytes]()
                 while chunk:
                     await exchange.write(chunk, more=True)
+                    if mirrored:
+                        kept.append(chunk)
                     chunk = await answer.content.readany()
                 await exchange.write(b"", more=False)
+                if mirrored and answer.status == 200:
+                    answered = Answered(200, b"".join(kept), _json_bytes(answer))
+                    self._mirror.send(mirrored, answered, lambda: self._ask_again(exchange, table.ports[mirrored], body))
                 return answer.status
         except TimeoutError:
             what = f"the revision {revision} did not answer within {self._options.timeout:g} s"
@@ -168,6 +178,21 @@ class RouterApplication(Application):
             self._metrics.broke(revision)
             what = f"the revision {revision} broke off"
             raise HttpError(503, what, fix="send the request again if it may be computed twice", headers=AGAIN) from None
+
+    async def _ask_again(self, exchange: Exchange, port: int, body: bytes) -> Answered:
+        """Ask a mirrored request."""
+        headers = [*_forwarded(exchange), (SHADOW.decode(), "1")]
+        async with self._session.request("POST", _url(exchange, port), headers=headers, data=io.BytesIO(body)) as answer:
+            return Answered(answer.status, await answer.read(), _json_bytes(answer))
+
+
+def _json_bytes(answer: aiohttp.ClientResponse) -> int | None:
+    length = answer.headers.get("inference-header-content-length", "")
+    return int(length) if length.isdigit() else None
+
+
+def _sticky_key(exchange: Exchange, table: RouteTable) -> str:
+    return (exchange.header(table.sticky.encode()) or b"").decode("latin-1") if table.sticky else ""
 
 
 def _url(exchange: Exchange, port: int) -> URL:

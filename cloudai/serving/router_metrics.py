@@ -18,6 +18,9 @@ LATENCIES = tuple(float(f"{0.0005 * 1.2**n:.3g}") for n in range(62))
 quantiles of two revisions, and sees no smaller change than from one bound to the next."""
 DIFFERENCES = (0.0, 1e-6, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
+_ENTIRELY = 2.0
+"""Two numbers of which the larger is 1 differ by no more."""
+
 
 class RouterMetrics(Collector):
     """The metrics of one router. Only the event loop's thread counts, so that no lock is needed."""
@@ -47,7 +50,7 @@ class RouterMetrics(Collector):
         """Count a mirrored request that `revision` answered, and by how much its answer differs from the client's."""
         if revision not in self._differences:
             self._differences[revision] = Distribution(DIFFERENCES)
-        self._differences[revision].observe(difference)
+        self._differences[revision].observe(min(difference, _ENTIRELY))
 
     def not_mirrored(self, revision: str) -> None:
         """Count a request that should have been mirrored, while there was too much to do."""

@@ -114,15 +114,15 @@ class ModelService:
         finally:
             self.in_flight -= taken
 
-    async def predict(self, request: InferenceRequest, *, request_id: str) -> dict[str, np.ndarray]:
-        """Compute the outputs of a request.
+    async def predict(self, request: InferenceRequest, *, request_id: str, keep: bool = True) -> dict[str, np.ndarray]:
+        """Compute the outputs of a request; with `keep` its rows may be kept for the monitor.
 
         Raises
         ------
         HttpError
             400 if the model does not take these values, 500 if it fails.
         """
-        kept = self._samples.draw(request.inputs)
+        kept = self._samples.draw(request.inputs) if keep else None
         try:
             outputs = await self.engine.infer(request.inputs, rows=request.rows)
         except RequestError as error:
