@@ -176,18 +176,18 @@ class Watch:
         """Whether it still learns what is usual, and compares nothing yet."""
         return (self.guard.watch == "drift" and not self.columns) or (self.guard.watch == "latency" and self.level is None)
 
+    def evidence(self, steps: int) -> float:
+        """Return the log of the evidence that the new version is worse than allowed."""
+        if self.guard.watch == "drift":
+            return mean_evidence([each for each, _, _ in self._drifts(steps)] or [0.0])
+        if self._bound is not None:
+            return bound_evidence(self.tallies, self._bound, steps=steps)
+        return gap_evidence(self.tallies, self._gap, steps=steps)
+
     def verdict(self, needed: float, steps: int) -> Verdict:
         """Say how much evidence there is, against the evidence (a log) that is needed."""
-        if self.guard.watch == "drift":
-            return self._drift(needed, steps)
-        evidence = self._evidence(self.tallies, steps)
-        return Verdict(evidence, needed, *self._in_words(needed, steps))
-
-    def _evidence(self, tallies: Sequence[Tally], steps: int) -> float:
-        bound = self._bound
-        if bound is not None:
-            return bound_evidence(tallies, bound, steps=steps)
-        return gap_evidence(tallies, self._gap, steps=steps)
+        words = self._drift_in_words(steps) if self.guard.watch == "drift" else self._in_words(needed, steps)
+        return Verdict(self.evidence(steps), needed, *words)
 
     @property
     def _bound(self) -> float | None:
@@ -229,23 +229,25 @@ class Watch:
     def _slack(self) -> float:
         return self.guard.margin if self.guard.bound is None else 0.0
 
-    def _drift(self, needed: float, steps: int) -> Verdict:
-        """Mix the evidence of all cells of all columns; name the one that weighs most."""
-        found = [
+    def _drifts(self, steps: int) -> list[tuple[float, str, list[Tally]]]:
+        """Return the evidence of each range of each column; their mean counts, so that many of them raise no more alarms."""
+        return [
             (gap_evidence(tallies, self.guard.margin, steps=steps), column.name, tallies)
             for column in self.columns
             for event in column.events()
             if (tallies := [Tally(*counts) for counts in event])
         ]
+
+    def _drift_in_words(self, steps: int) -> tuple[str, str]:
+        """Name the range that weighs most."""
+        found = self._drifts(steps)
         if not found:
-            return Verdict(0.0, needed, "its predictions are not compared yet", "")
-        evidence = mean_evidence([each for each, _, _ in found])
+            return "its predictions are not compared yet", ""
         _, name, tallies = max(found, key=lambda item: item[0])
         (new, inside), (old, old_inside) = _total([t.new for t in tallies]), _total([t.old for t in tallies])
         shares = f"{_share(inside, new)} of its predictions, {_share(old_inside, old)} of the stable one's"
-        effect = f"{name}: {shares} lie in one range"
         allowed = f"{self.guard.margin:.0%} is allowed"
-        return Verdict(evidence, needed, effect, f"{inside} of {new} against {old_inside} of {old}; {allowed}")
+        return f"{name}: {shares} lie in one range", f"{inside} of {new} against {old_inside} of {old}; {allowed}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON for the ledger."""

@@ -116,8 +116,8 @@ class Progress:
 
     def verdicts(self, order: RolloutOrder) -> list[Verdict]:
         """Return what each guard says now."""
-        needed, steps = needed_evidence(order.rollout.alarm_rate, len(self.watches)), len(order.rollout.steps)
-        return [watch.verdict(needed, steps) for watch in self.watches]
+        needed = needed_evidence(order.rollout.alarm_rate, len(self.watches))
+        return [watch.verdict(needed, len(order.rollout.steps)) for watch in self.watches]
 
     def seeing(self, seen: Seen) -> Progress:
         """Return the state with what was seen, before anything is decided about it."""
@@ -141,8 +141,12 @@ class Progress:
             return f"its process ended {self.deaths} times", seen.why
         if self.phase == "starting" and not seen.ready and now - self.since >= order.rollout.ready_within:
             return f"it was not ready within {duration(order.rollout.ready_within)}", seen.why
-        worst = max(self.verdicts(order), key=lambda verdict: verdict.evidence, default=None)
-        return (worst.effect, worst.numbers) if worst is not None and worst.worse else ("", "")
+        needed, steps = needed_evidence(order.rollout.alarm_rate, len(self.watches)), len(order.rollout.steps)
+        worst = max(self.watches, key=lambda watch: watch.evidence(steps))
+        if worst.evidence(steps) < needed:
+            return "", ""
+        verdict = worst.verdict(needed, steps)
+        return verdict.effect, verdict.numbers
 
     def _onwards(self, order: RolloutOrder, seen: Seen, now: float) -> Progress:
         match self.phase:
