@@ -1,4 +1,4 @@
-"""New versions under steady load: good, slow, failing and subtly wrong ones, each let in by itself, with processes killed in between.
+"""New versions under steady load: good, slow, failing and subtly wrong ones let in by themselves, while processes are killed.
 
 Run: python recipes/benchmarks/rollout.py [--quick] [--seed N]. Tiny ONNX models behind a real router; every version gets its
 traffic by steps, watched by guards on errors, latency, drift and mirrored requests. In some rollouts the router, a replica of
@@ -136,7 +136,7 @@ class Load:
                 self.sent.append(Sent(at, "", 0))
 
     def lost(self, bad: set[str]) -> dict[str, int]:
-        """Count the requests without a prediction that no bad version's own failure explains, by what was killed just before."""
+        """Count the requests without a prediction, but for a bad version's own failures, by what was killed just before."""
         found: Counter[str] = Counter()
         for sent in self.sent:
             own = sent.status == 500 and sent.revision in bad
