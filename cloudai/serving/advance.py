@@ -11,6 +11,7 @@ from cloudai.errors import CloudAIError, DriverError, LedgerError, NotReadyError
 from cloudai.planning.plan import place
 from cloudai.planning.silence import Silence, asks_again
 from cloudai.planning.spending import price_of
+from cloudai.serving import steering
 from cloudai.serving.steering import Routing, steer
 from cloudai.specs.confidential import redact, redacted
 from cloudai.specs.serving import DeploySpec
@@ -41,8 +42,9 @@ def due(ledger: Ledger, record: Record) -> float | None:
     again = asks_again(record.status)
     if again is not None:
         return again
-    left = ledger.lease_left("deployment", record.name)
-    return None if left is None else ledger.clock.now() + left
+    left, now = ledger.lease_left("deployment", record.name), ledger.clock.now()
+    moments = (None if left is None else now + left, steering.due(record, now))
+    return min((moment for moment in moments if moment is not None), default=None)
 
 
 def advance(ledger: Ledger, record: Record) -> None:

@@ -63,7 +63,8 @@ class Counts:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON for the ledger."""
-        return asdict(self)
+        by_text = {name: {str(key): n for key, n in getattr(self, name).items()} for name in ("slower", "differing")}
+        return {**asdict(self), **by_text}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Counts:

@@ -20,8 +20,10 @@ from cloudai.serving.split import Split
 from cloudai.specs.rollout import RolloutOrder
 from cloudai.state.ledger import Ledger, Record
 
-__all__ = ["Routing", "order_of", "progress_of", "routing_of", "steer"]
+__all__ = ["Routing", "due", "order_of", "progress_of", "routing_of", "steer"]
 
+_LOOKS = 20
+"""In which each step is looked at, at least, where time passes by itself."""
 _MOST_ROWS = 100_000
 """Kept predictions that are looked at at once."""
 _EVERY = 1.0
@@ -91,6 +93,14 @@ def routing_of(record: Record, progress: Progress | None = None) -> Routing:
         return Routing(now)
     mirrors = rollout.shadow if progress.phase != "starting" and now.percent < 100 else 0
     return Routing(now, rollout.sticky, mirrors, rolling=True)
+
+
+def due(record: Record, now: float) -> float | None:
+    """Return when a rollout is to be looked at again, in unix time; None where none is under way."""
+    order = order_of(record)
+    if order is None or not routing_of(record).rolling:
+        return None
+    return now + max(1.0, order.rollout.bake / _LOOKS)
 
 
 def steer(ledger: Ledger, record: Record, found: DeploymentStatus) -> Routing:

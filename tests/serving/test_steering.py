@@ -1,0 +1,150 @@
+"""A rollout by the supervisor's own code, on a simulated cloud: what is in the ledger is enough to go on, and to go back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import cloudai
+from cloudai.drivers.protocols import Metric
+from cloudai.drivers.simulated.deployments import Traffic
+from cloudai.drivers.simulated.world import Fate, World
+from cloudai.errors import NotReadyError, RunFailedError, SpecError
+from cloudai.serving.counters import Counts, read_counts
+from cloudai.testing.simulation import Simulation
+
+ROWS = np.zeros((20, 4), "float32")
+NEW = "v1.0.1"
+QUICK = cloudai.Rollout(steps=(10, 50, 100), bake="5m", min_requests=20)
+
+
+def model(seed):
+    torch.manual_seed(seed)
+    return cloudai.Model.from_torch(torch.nn.Linear(4, 2), ROWS, name="model")
+
+
+@pytest.fixture
+def deployed():
+    """A deployment on a cloud where the new version has the given fate."""
+    started = []
+
+    def start(**fate):
+        world = World(fates=[Fate(revision=NEW, **fate)])
+        simulation = Simulation(world, traffic={"model": Traffic(ROWS, per_minute=600)})
+        started.append(simulation.start())
+        return simulation, cloudai.deploy(model(0), on="simulated", lease=None).wait(3600)
+
+    yield start
+    for simulation in started:
+        simulation.stop()
+
+
+def test_a_good_version_is_promoted_and_the_one_before_is_kept(deployed):
+    simulation, deployment = deployed()
+    begun = simulation.now
+    deployment.canary(model(1), rollout=QUICK).wait(7200)
+    assert deployment.traffic == {NEW: 100}
+    assert deployment.progress.phase == "promoted"
+    assert (simulation.now - begun).total_seconds() >= 3 * 300
+    assert "promoted after all its steps" in str(deployment)
+    assert deployment.rollback().wait(600).traffic == {"v1.0.0": 100}
+    assert deployment.progress is None
+
+
+@pytest.mark.parametrize(
+    ("fate", "guard", "why"),
+    [
+        ({"error_rate": 0.3}, cloudai.Guard(watch="errors"), "of its requests failed"),
+        ({"latency": 0.05}, cloudai.Guard(watch="latency", margin=0.5), "of its requests took longer than"),
+        ({"latency": 0.9}, cloudai.Guard(watch="latency", bound="100ms"), "of its requests took longer than 100 ms"),
+        ({"ready": False}, cloudai.Guard(watch="errors"), "it was not ready within 10 min"),
+        ({"crash_after": "1m"}, cloudai.Guard(watch="errors"), "its process ended 3 times"),
+    ],
+)
+def test_a_bad_version_is_thrown_out_and_the_card_says_why(deployed, fate, guard, why):
+    simulation, deployment = deployed(**fate)
+    with pytest.raises(RunFailedError, match=why):
+        deployment.canary(model(1), rollout=QUICK, guards=[guard]).wait(7200)
+    assert deployment.traffic == {"v1.0.0": 100}
+    assert why in str(deployment)
+    simulation.advance("10m")
+    deployment.refresh()
+    assert [row["id"] for row in deployment.revisions if row["replicas"]] == ["v1.0.0"], "it is taken down"
+    assert deployment.canary(model(2), percent=10).wait(600).traffic == {"v1.0.0": 90, "v1.0.2": 10}
+
+
+def test_pause_resume_promote_and_roll_back_by_hand(deployed):
+    simulation, deployment = deployed()
+    deployment.canary(model(1), rollout=QUICK)
+    simulation.advance("2m")
+    deployment.pause()
+    simulation.advance("1h")
+    deployment.refresh()
+    assert (deployment.progress.phase, deployment.traffic) == ("paused", {"v1.0.0": 90, NEW: 10})
+    with pytest.raises(NotReadyError, match="is paused"):
+        deployment.wait(1)
+    deployment.resume()
+    simulation.advance("6m")
+    assert deployment.refresh() or deployment.traffic == {"v1.0.0": 50, NEW: 50}
+    deployment.promote().wait(60)
+    assert deployment.traffic == {NEW: 100}
+    with pytest.raises(SpecError, match="no rollout by itself"):
+        deployment.pause()
+    deployment.rollback().wait(600)
+    deployment.canary(model(2), rollout=QUICK)
+    simulation.advance("2m")
+    assert deployment.rollback().wait(60).traffic == {"v1.0.0": 100}
+
+
+def test_a_rollout_that_begins_is_said_at_once(deployed):
+    _, deployment = deployed()
+    deployment.canary(model(1), guards=[cloudai.Guard(watch="errors")])
+    assert ("rollout", "about to begin") in deployment.card().facts
+    with pytest.raises(SpecError, match="is on trial already"):
+        deployment.canary(model(2), rollout=QUICK)
+
+
+def test_what_cannot_be_done_is_said_at_once(deployed):
+    _, deployment = deployed()
+    for asked, message in [
+        (lambda: deployment.canary(model(1), 10, rollout=QUICK), "two things"),
+        (lambda: deployment.canary(rollout=QUICK), "no canary whose share"),
+        (lambda: deployment.canary(model(1), rollout=cloudai.Rollout(shadow=10)), "cannot mirror"),
+        (lambda: deployment.canary(model(1), rollout=cloudai.Rollout(sticky="x-user")), "cannot keep requests"),
+        (deployment.resume, "no rollout by itself"),
+    ]:
+        with pytest.raises(SpecError, match=message):
+            asked()
+    assert deployment.progress is None
+
+
+def counter(name, value, **labels):
+    return Metric(name, value, labels)
+
+
+def test_what_a_router_counts():
+    counts = read_counts(
+        [
+            *(
+                counter("cloudai_requests_total", n, revision="a", code=code)
+                for code, n in {"200": 90, "500": 3, "429": 2}.items()
+            ),
+            *(counter("cloudai_requests_total", n, revision="a", code=code) for code, n in {"400": 4, "499": 1}.items()),
+            counter("cloudai_requests_total", 7, revision="", code="503"),
+            counter("cloudai_request_duration_seconds_bucket", 60, revision="a", le="0.1"),
+            counter("cloudai_request_duration_seconds_bucket", 100, revision="a", le="+Inf"),
+        ]
+    )
+    assert counts == {"a": Counts(100, errors=9, failed=5, slower={0.1: 40})}
+
+
+def test_what_came_since_and_a_router_that_began_anew():
+    before, now = Counts(100, 5, 5, slower={0.1: 10}), Counts(150, 6, 6, slower={0.1: 12})
+    assert now.since(before) == Counts(50, 1, 1, slower={0.1: 2})
+    assert Counts(20, 1, 1, slower={0.1: 2}).since(before) == Counts(20, 1, 1, slower={0.1: 2})
+
+
+def test_what_broke_off_at_once_is_one_event():
+    before, now = Counts(100), Counts(140, 9, 9, broken=8)
+    assert now.since(before) == Counts(33, 2, 2, broken=1)
