@@ -26,6 +26,7 @@ from cloudai.serving.split import Split
 from cloudai.specs.limits import Budget
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources, ScalingPolicy
+from cloudai.specs.rollout import Guard, Rollout
 from cloudai.specs.schedule import ScheduleSpec, TableSpec
 from cloudai.specs.search import Choice, Range, Search
 from cloudai.specs.serving import DeploySpec, ServerLimits
@@ -152,8 +153,29 @@ world = st.builds(
     outages=st.lists(st.builds(Outage, start=SECONDS, end=SECONDS), max_size=2).map(tuple),
     fates=st.lists(st.builds(Fate, revision=TEXT, error_rate=st.floats(0, 1)), max_size=2).map(tuple),
 )
+guard = st.builds(
+    Guard,
+    watch=st.sampled_from(["errors", "latency", "drift", "shadow", "accuracy"]),
+    margin=st.floats(0, 0.99),
+    quantile=st.floats(0.01, 0.99),
+    tolerance=st.floats(0.01, 1),
+)
+rollout = st.builds(
+    Rollout,
+    steps=st.sets(st.integers(0, 100), min_size=1, max_size=5).map(lambda shares: tuple(sorted(shares))),
+    bake=st.floats(0, 60),
+    shadow=st.integers(0, 100),
+    sticky=st.sampled_from(["", "x-user-id"]),
+    alarm_rate=st.floats(0.001, 0.5),
+    min_requests=st.integers(0, 10**6),
+    max_time=st.floats(60, 1e6),
+    on_max_time=st.sampled_from(["hold", "rollback", "proceed"]),
+    ready_within=st.floats(1, 1e6),
+)
 SPECS = {
     Resources: resources,
+    Guard: guard,
+    Rollout: rollout,
     ServerLimits: limits,
     DriftPolicy: drift,
     DecisionPolicy: decision_policy,

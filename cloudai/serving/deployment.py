@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cloudai.drivers import registry
 from cloudai.errors import NotReadyError, RunFailedError, SpecError
 from cloudai.planning.spending import Span, Spending, spending
 from cloudai.serving import client
+from cloudai.serving.labels import judged
 from cloudai.serving.rollout import Progress
 from cloudai.serving.split import Split
 from cloudai.serving.steering import order_of, progress_of, routing_of
@@ -32,6 +34,7 @@ from cloudai.training.run import Run
 __all__ = ["Deployment", "revision_id"]
 
 _POLL = 0.05  # seconds between two looks while waiting
+_MOST_ROWS = 1_000_000  # kept predictions that labels are joined with
 _PREDICT_WAIT = 60.0  # seconds that predict() waits for a deployment that is still starting
 
 
@@ -249,7 +252,7 @@ class Deployment(Handle):
             return self._by_hand(split, model, 10 if percent is None else percent)
         if percent is not None:
             raise SpecError("a share by hand and a rollout by itself are two things", fix="give percent= or rollout=")
-        order = RolloutOrder.new(secrets.token_hex(4), rollout or Rollout(), guards)
+        order = RolloutOrder.new(secrets.token_hex(4), rollout or Rollout(), guards, self._ledger.clock.now())
         self._check_driver(order)
         if model is None:
             return self._roll(split.start_canary(split.canary, 0), order)
@@ -322,11 +325,44 @@ class Deployment(Handle):
         """
         return self._reorder(paused=False)
 
-    def _reorder(self, *, paused: bool) -> Deployment:
+    def label(self, labels: Mapping[str, Any]) -> int:
+        """Say what the right predictions were, for the guard on accuracy; give each label once.
+
+        Parameters
+        ----------
+        labels : mapping of str to int or str
+            By the request's id, which an answer's header ``x-request-id`` names: the class, as the model numbers or names it.
+
+        Returns
+        -------
+        int
+            How many of them belong to predictions that were kept since the last rollout by itself was asked for.
+
+        Raises
+        ------
+        SpecError
+            If there is no rollout by itself under way.
+        CloudAIError
+            If the service does not answer.
+        """
+        order = self._order_under_way()
+        driver = registry.telemetry_driver(self.spec.on)
+        since = datetime.fromtimestamp(order.asked, UTC)
+        counts = judged(driver.samples(self.name, since=since, limit=_MOST_ROWS), labels)
+        known = self._record.desired.get("labelled") or {}
+        added = {rev: [a + b for a, b in zip(known.get(rev, (0, 0)), pair, strict=True)] for rev, pair in counts.items()}
+        self._want(labelled={**known, **added})
+        return sum(rows for rows, _ in counts.values())
+
+    def _order_under_way(self) -> RolloutOrder:
         self._fresh_split()
         order, progress = order_of(self._record), self.progress
         if order is None or (progress is not None and progress.ended):
             raise SpecError("no rollout by itself is under way", fix="start one: deployment.canary(model, rollout=…)")
+        return order
+
+    def _reorder(self, *, paused: bool) -> Deployment:
+        order = self._order_under_way()
         change = {"paused": paused, "resumed": order.resumed + (not paused)}
         self._want(order=order.model_copy(update=change).model_dump(mode="json"))
         return self
@@ -404,8 +440,6 @@ class Deployment(Handle):
         CloudAIError
             If the service does not answer.
         """
-        from datetime import UTC, datetime
-
         driver = registry.telemetry_driver(self.spec.on)
         totals: dict[str, float] = {}
         for metric in driver.metrics(self.name, since=datetime.fromtimestamp(self._record.created, UTC)):

@@ -133,7 +133,7 @@ class Watch:
             return look.new_labelled, look.old_labelled
         if self.guard.watch == "latency":
             level = self.level or 0.0
-            allowed = level if self.guard.bound is not None else level * (1 + self.guard.margin)
+            allowed = level if self.guard.bound is not None else level * (1 + self.guard.allowed)
             return (new.requests, _above(new.slower, allowed)), (old.requests, _above(old.slower, level))
         if self.guard.bound is not None:
             return (new.requests, new.failed), (old.requests, old.failed)
@@ -193,14 +193,14 @@ class Watch:
     def _bound(self) -> float | None:
         """The share of bad outcomes that is allowed whatever the stable version does."""
         if self.guard.watch == "shadow":
-            return max(self.guard.margin, _LEAST_MARGIN)
+            return max(self.guard.allowed, _LEAST_MARGIN)
         if self.guard.bound is not None:
             return 1 - self.guard.quantile if self.guard.watch == "latency" else self.guard.bound
         return None
 
     @property
     def _gap(self) -> float:
-        return 0.0 if self.guard.watch == "latency" else self.guard.margin  # latency has its margin in its level
+        return 0.0 if self.guard.watch == "latency" else self.guard.allowed  # latency has its margin in its level
 
     def _in_words(self, needed: float, steps: int) -> tuple[str, str]:
         beside = [tally for tally in self.tallies if tally.share < 1 or self._bound is not None]
@@ -227,12 +227,12 @@ class Watch:
 
     @property
     def _slack(self) -> float:
-        return self.guard.margin if self.guard.bound is None else 0.0
+        return self.guard.allowed if self.guard.bound is None else 0.0
 
     def _drifts(self, steps: int) -> list[tuple[float, str, list[Tally]]]:
         """Return the evidence of each range of each column; their mean counts, so that many of them raise no more alarms."""
         return [
-            (gap_evidence(tallies, self.guard.margin, steps=steps), column.name, tallies)
+            (gap_evidence(tallies, self.guard.allowed, steps=steps), column.name, tallies)
             for column in self.columns
             for event in column.events()
             if (tallies := [Tally(*counts) for counts in event])
@@ -246,7 +246,7 @@ class Watch:
         _, name, tallies = max(found, key=lambda item: item[0])
         (new, inside), (old, old_inside) = _total([t.new for t in tallies]), _total([t.old for t in tallies])
         shares = f"{_share(inside, new)} of its predictions, {_share(old_inside, old)} of the stable one's"
-        allowed = f"{self.guard.margin:.0%} is allowed"
+        allowed = f"{self.guard.allowed:.0%} is allowed"
         return f"{name}: {shares} lie in one range", f"{inside} of {new} against {old_inside} of {old}; {allowed}"
 
     def to_json(self) -> dict[str, Any]:

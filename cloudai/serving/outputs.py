@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["OutputColumn", "first_rows", "learnt"]
+__all__ = ["OutputColumn", "first_places", "first_rows", "learnt"]
 
 _MOST_COLUMNS = 16
 _CELLS = 10
@@ -86,10 +86,9 @@ def first_rows(outputs: Mapping[str, Any], ids: Sequence[str]) -> dict[str, np.n
 
     Where an output has several numbers a row, such as scores of classes, the place of the largest is a column too.
     """
-    _, places = np.unique(np.asarray(ids), return_index=True)
-    columns: dict[str, np.ndarray] = {}
+    places, columns = first_places(ids), dict[str, np.ndarray]()
     for name, array in outputs.items():
-        rows = np.asarray(array)[np.sort(places)]
+        rows = np.asarray(array)[places]
         if rows.ndim == 1:
             columns[name] = rows
             continue
@@ -98,6 +97,12 @@ def first_rows(outputs: Mapping[str, Any], ids: Sequence[str]) -> dict[str, np.n
             columns[f"{name}: largest"] = np.array([f"column {n}" for n in np.nan_to_num(flat, nan=-np.inf).argmax(axis=1)])
         columns |= {f"{name}[{n}]": flat[:, n] for n in range(min(flat.shape[1], _MOST_COLUMNS))}
     return columns
+
+
+def first_places(ids: Sequence[str]) -> list[int]:
+    """Return where the first row of each request is."""
+    _, places = np.unique(np.asarray(ids), return_index=True)
+    return sorted(map(int, places))
 
 
 def learnt(name: str, values: np.ndarray) -> OutputColumn:

@@ -179,11 +179,14 @@ class RouterApplication(Application):
             what = f"the revision {revision} broke off"
             raise HttpError(503, what, fix="send the request again if it may be computed twice", headers=AGAIN) from None
 
-    async def _ask_again(self, exchange: Exchange, port: int, body: bytes) -> Answered:
-        """Ask a mirrored request."""
+    async def _ask_again(self, exchange: Exchange, port: int, body: bytes) -> Answered | None:
+        """Ask a mirrored request; None where nobody is there any more who could answer."""
         headers = [*_forwarded(exchange), (SHADOW.decode(), "1")]
-        async with self._session.request("POST", _url(exchange, port), headers=headers, data=io.BytesIO(body)) as answer:
-            return Answered(answer.status, await answer.read(), _json_bytes(answer))
+        try:
+            async with self._session.request("POST", _url(exchange, port), headers=headers, data=io.BytesIO(body)) as answer:
+                return Answered(answer.status, await answer.read(), _json_bytes(answer))
+        except aiohttp.ClientConnectionError:
+            return None
 
 
 def _json_bytes(answer: aiohttp.ClientResponse) -> int | None:

@@ -38,7 +38,8 @@ class Answered:
     json_bytes: int | None = None
 
 
-Ask = Callable[[], Awaitable[Answered]]
+Ask = Callable[[], Awaitable[Answered | None]]
+"""Gives no answer where the process that should answer is not there, or ends meanwhile: that is for others to count."""
 
 
 class Mirror:
@@ -77,6 +78,9 @@ class Mirror:
     async def _compare(self, revision: str, answered: Answered, ask: Ask) -> None:
         try:
             other = await ask()
+            if other is None:
+                self._metrics.not_mirrored(revision)
+                return
             found = await asyncio.to_thread(difference, answered, other)
         except Exception as error:  # noqa: BLE001  whatever it is, the client has its answer
             _logger.warning("a mirrored request failed at the revision %s: %r", revision, error)

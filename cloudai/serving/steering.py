@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-
-from cloudai.drivers import registry
-from cloudai.drivers.protocols import DeploymentStatus, RevisionId, RevisionStatus, Sample, ServeDriver, TelemetryDriver
-from cloudai.errors import CloudAIError
-from cloudai.serving.counters import Counts, read_counts
+from cloudai.drivers.protocols import DeploymentStatus, RevisionId, RevisionStatus, ServeDriver
+from cloudai.serving.evidence import Evidence
 from cloudai.serving.guards import Look
-from cloudai.serving.outputs import first_rows
 from cloudai.serving.rollout import Progress, Seen
 from cloudai.serving.split import Split
 from cloudai.specs.rollout import RolloutOrder
@@ -24,12 +17,6 @@ __all__ = ["Routing", "due", "order_of", "progress_of", "routing_of", "steer"]
 
 _LOOKS = 20
 """In which each step is looked at, at least, where time passes by itself."""
-_MOST_ROWS = 100_000
-"""Kept predictions that are looked at at once."""
-_EVERY = 1.0
-"""Seconds between two readings of them."""
-_SLACK = 1.0
-"""Seconds in which all servers will have written down what they answered before."""
 
 
 @dataclass(frozen=True)
@@ -114,18 +101,14 @@ def steer(ledger: Ledger, record: Record, found: DeploymentStatus) -> Routing:
     order = order_of(record)
     if order is None:
         return routing_of(record)
-    now = ledger.clock.now()
-    before = progress_of(record)
-    if before is None:
-        before = Progress.begun(order, now)
-        written: Mapping[str, Any] = {}
-    else:
-        written = record.status.get("evidence") or {}
+    now, written = ledger.clock.now(), progress_of(record)
+    before = written or Progress.begun(order, now)
     if before.ended:
         return routing_of(record)
     routing = routing_of(record, before)
-    evidence = _Evidence.from_json(written, since=now)
-    look, evidence = evidence.read(record, order, before, routing.split, now)
+    read = Evidence(now) if written is None else Evidence.from_json(record.status["evidence"])
+    share, routed = before.percent(order), routing.is_so(found)
+    look, evidence = read.read(record, before, share, routing.split, found, routed=routed, now=now)
     progress = before.after(order, _seen(routing, found, look), now)
     change = {"progress": progress.to_json(), "evidence": None if progress.ended else evidence.to_json()}
     if any(record.status.get(key) != value for key, value in change.items()):
@@ -146,75 +129,3 @@ def _event(before: Progress, after: Progress, order: RolloutOrder) -> str:
         return ""
     step = f"step {after.step + 1} of {len(order.rollout.steps)}, {order.rollout.steps[after.step]} %"
     return f"rollout {after.phase}: {after.reason}" if after.reason else f"rollout {after.phase}: {step}"
-
-
-@dataclass(frozen=True)
-class _Evidence:
-    """Up to where the telemetry of both versions was read."""
-
-    counts: Mapping[str, Counts]
-    rows_until: float
-
-    def read(
-        self, record: Record, order: RolloutOrder, progress: Progress, split: Split, now: float
-    ) -> tuple[Look | None, _Evidence]:
-        """Return what is new, and the place up to which it was read; no look where the telemetry does not answer."""
-        driver = registry.telemetry_driver(record.spec["on"])
-        try:
-            counts = read_counts(driver.metrics(record.name, since=_utc(record.created)))
-            rows, until = self._rows(driver, record, now) if _wants_rows(progress) else ({}, self.rows_until)
-        except CloudAIError:
-            return None, self
-        pair = split.canary, split.stable
-        new, old = (self._since(counts, revision) for revision in pair)
-        new_rows, old_rows = (rows.get(revision, {}) for revision in pair)
-        look = Look(progress.percent(order) / 100, new, old, new_rows, old_rows)
-        if any(watch.learns and watch.seeing(look).learns for watch in progress.watches if watch.guard.watch == "drift"):
-            until = self.rows_until  # too few to learn from: they are read again with those to come
-        return look, _Evidence({revision: counts.get(revision, Counts()) for revision in pair}, until)
-
-    def _since(self, counts: Mapping[str, Counts], revision: str) -> Counts:
-        """Return what came since the last look; nothing at the first, which only says where counting begins."""
-        now = counts.get(revision, Counts())
-        return now.since(self.counts.get(revision, now))
-
-    def _rows(self, driver: TelemetryDriver, record: Record, now: float) -> tuple[dict[str, dict[str, np.ndarray]], float]:
-        """Return the predictions of each revision that came since, and until when all of them were read."""
-        until = now - _SLACK
-        if until - self.rows_until < _EVERY:
-            return {}, self.rows_until
-        samples = list(driver.samples(record.name, since=_utc(self.rows_until), limit=_MOST_ROWS))
-        if sum(len(sample.times) for sample in samples) >= _MOST_ROWS:
-            until = min(until, max(max(sample.times) for sample in samples))
-        return _columns(samples, until), until
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON for the ledger."""
-        return {"counts": {rev: counts.to_json() for rev, counts in self.counts.items()}, "rows_until": self.rows_until}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any], *, since: float) -> _Evidence:
-        """Read what `to_json` returned; nothing was read yet where nothing is written."""
-        counts = {revision: Counts.from_json(each) for revision, each in data.get("counts", {}).items()}
-        return cls(counts, data.get("rows_until", since))
-
-
-def _wants_rows(progress: Progress) -> bool:
-    return any(watch.guard.watch in ("drift", "accuracy") for watch in progress.watches)
-
-
-def _utc(at: float) -> datetime:
-    return datetime.fromtimestamp(at, UTC)
-
-
-def _columns(samples: Sequence[Sample], until: float) -> dict[str, dict[str, np.ndarray]]:
-    """Return the columns of each revision's outputs, of what it answered up to a time."""
-    parts: dict[str, dict[str, list[np.ndarray]]] = {}
-    for sample in samples:
-        chosen = np.flatnonzero(np.asarray(sample.times) <= until)
-        if not len(chosen):
-            continue
-        outputs = {name: np.asarray(array)[chosen] for name, array in sample.outputs.items()}
-        for name, values in first_rows(outputs, [sample.ids[n] for n in chosen]).items():
-            parts.setdefault(sample.revision, {}).setdefault(name, []).append(values)
-    return {rev: {name: np.concatenate(arrays) for name, arrays in columns.items()} for rev, columns in parts.items()}

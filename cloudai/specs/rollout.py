@@ -22,7 +22,7 @@ class Guard(Spec):
 
     Examples
     --------
-    >>> Guard(watch="errors").margin
+    >>> Guard(watch="errors").allowed
     0.01
     >>> Guard(watch="latency", quantile=0.99, bound="200ms").bound
     0.2
@@ -31,7 +31,7 @@ class Guard(Spec):
     watch: Literal["errors", "latency", "drift", "shadow", "accuracy"]
     """The share of requests that fail, how long they take, the distribution of the predictions, answers to mirrored requests
     that differ from the stable version's, or the share of wrong predictions among those with a label."""
-    margin: float = Field(default=0.0, ge=0, lt=10)
+    margin: float | None = Field(default=None, ge=0, lt=10)
     """By how much it may be worse: a difference of shares, of latency a share of the stable one's. By default 0.01 of the
     errors, 0.2 of the latency, 0.1 of the predictions (of any share of them), 0.05 of the mirrored, 0.02 of the accuracy."""
     bound: float | None = Field(default=None, gt=0)
@@ -41,12 +41,10 @@ class Guard(Spec):
     tolerance: float = Field(default=0.1, gt=0, le=1)
     """An answer to a mirrored request differs when a number in it does by more than this share of the row's largest."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _usual_margin(cls, values: object) -> object:
-        if isinstance(values, dict) and values.get("margin") is None and values.get("watch") in _MARGINS:
-            return {**values, "margin": _MARGINS[values["watch"]]}
-        return values
+    @property
+    def allowed(self) -> float:
+        """The margin, or what is usual for what is watched."""
+        return _MARGINS[self.watch] if self.margin is None else self.margin
 
     @field_validator("bound", mode="before")
     @classmethod
@@ -59,8 +57,8 @@ class Guard(Spec):
             raise SpecError(f"there is no bound on {self.watch!r}", fix="give margin=, or watch the errors or the latency")
         if self.watch == "errors" and self.bound is not None and self.bound >= 1:
             raise SpecError(f"bound={self.bound:g} lets every request fail", fix="give a share such as bound=0.05")
-        if self.watch != "latency" and self.margin >= 1:
-            raise SpecError(f"margin={self.margin:g} is no difference of shares", fix="give a share such as margin=0.01")
+        if self.watch != "latency" and self.allowed >= 1:
+            raise SpecError(f"margin={self.allowed:g} is no difference of shares", fix="give a share such as margin=0.01")
         return self
 
 
@@ -115,12 +113,14 @@ class RolloutOrder(Spec):
     id: str
     rollout: Rollout
     guards: tuple[Guard, ...]
+    asked: float = 0.0
+    """Unix time."""
     paused: bool = False
     resumed: int = 0
     """How often it was told to go on."""
 
     @classmethod
-    def new(cls, key: str, rollout: Rollout, guards: Sequence[Guard]) -> Self:
+    def new(cls, key: str, rollout: Rollout, guards: Sequence[Guard], asked: float = 0.0) -> Self:
         """Make an order; without guards the errors are watched.
 
         Raises
@@ -133,4 +133,4 @@ class RolloutOrder(Spec):
                 raise SpecError(f"{guard!r} is no guard", fix="give cloudai.Guard(watch=…)")
             if guard.watch == "shadow" and not rollout.shadow:
                 raise SpecError("a guard watches mirrored requests, and none are mirrored", fix="give Rollout(shadow=100, …)")
-        return cls(id=key, rollout=rollout, guards=tuple(guards) or (Guard(watch="errors"),))
+        return cls(id=key, rollout=rollout, guards=tuple(guards) or (Guard(watch="errors"),), asked=asked)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
+
 import numpy as np
 import pytest
 import torch
 
 import cloudai
-from cloudai.drivers.protocols import Metric
+from cloudai import drivers
+from cloudai.drivers import registry
+from cloudai.drivers.protocols import Capabilities, DeploymentStatus, Metric, RevisionId, RevisionStatus
 from cloudai.drivers.simulated.deployments import Traffic
 from cloudai.drivers.simulated.world import Fate, World
 from cloudai.errors import NotReadyError, RunFailedError, SpecError
 from cloudai.serving.counters import Counts, read_counts
+from cloudai.serving.evidence import Evidence
+from cloudai.serving.rollout import Progress
+from cloudai.serving.split import Split
+from cloudai.state.ledger import Record
 from cloudai.testing.simulation import Simulation
 
 ROWS = np.zeros((20, 4), "float32")
@@ -31,7 +40,7 @@ def deployed():
 
     def start(**fate):
         world = World(fates=[Fate(revision=NEW, **fate)])
-        simulation = Simulation(world, traffic={"model": Traffic(ROWS, per_minute=600)})
+        simulation = Simulation(world, traffic={"model": Traffic(ROWS, per_minute=613)})
         started.append(simulation.start())
         return simulation, cloudai.deploy(model(0), on="simulated", lease=None).wait(3600)
 
@@ -74,6 +83,42 @@ def test_a_bad_version_is_thrown_out_and_the_card_says_why(deployed, fate, guard
     assert deployment.canary(model(2), percent=10).wait(600).traffic == {"v1.0.0": 90, "v1.0.2": 10}
 
 
+def test_while_the_stable_version_is_down_nothing_is_compared():
+    """Its requests go to the new one then, which are not dealt at random any more."""
+    split = Split("v1", canary="v2", percent=10)
+    up = [RevisionStatus(RevisionId("v1"), True, 1, 90, pids=(7,)), RevisionStatus(RevisionId("v2"), True, 1, 10, pids=(8,))]
+    counted = {}
+
+    class Router:
+        name, capabilities = "router", Capabilities(telemetry=True)
+
+        def check(self):
+            return []
+
+        offers = close = samples = lambda self, *args, **more: []
+
+        def metrics(self, name, *, since):
+            return [counter("cloudai_requests_total", n, revision=rev, code="200") for rev, n in counted.items()]
+
+    drivers.register("router", Router)
+    record = Record("deployment", "m", "ready", {"on": "router"}, {}, {}, 0, 0, 1)
+
+    def look(evidence, stable, requests, **more):
+        counted.update(requests)
+        found = DeploymentStatus("m", "", True, (stable, up[1]))
+        progress = Progress("o", "baking")
+        return evidence.read(record, progress, 10, split, found, **{"routed": True, "now": 0.0, **more})
+
+    _, evidence = look(Evidence(0.0), up[0], {"v1": 900, "v2": 100})
+    seen, evidence = look(evidence, up[0], {"v1": 990, "v2": 110})
+    assert (seen.old.requests, seen.new.requests) == (90, 10)
+    for stable, more in [(replace(up[0], ready=False), {}), (up[0], {"routed": False}), (replace(up[0], pids=(9,)), {})]:
+        seen, evidence = look(evidence, stable, {"v2": counted["v2"] + 100}, **more)
+        assert seen is None
+    seen, _ = look(evidence, replace(up[0], pids=(9,)), {"v1": 1080, "v2": 420})
+    assert (seen.old.requests, seen.new.requests) == (90, 10)
+
+
 def test_pause_resume_promote_and_roll_back_by_hand(deployed):
     simulation, deployment = deployed()
     deployment.canary(model(1), rollout=QUICK)
@@ -95,6 +140,28 @@ def test_pause_resume_promote_and_roll_back_by_hand(deployed):
     deployment.canary(model(2), rollout=QUICK)
     simulation.advance("2m")
     assert deployment.rollback().wait(60).traffic == {"v1.0.0": 100}
+
+
+def test_labels_that_come_in_later_are_joined_by_the_requests_id(deployed):
+    simulation, deployment = deployed()
+    deployment.canary(model(1), rollout=cloudai.Rollout(steps=(50, 100), bake="20m"), guards=[cloudai.Guard(watch="accuracy")])
+    simulation.advance("10m")
+    driver = registry.telemetry_driver("simulated")
+    samples = list(driver.samples("model", since=simulation.now - timedelta(minutes=8), limit=10**6))
+    wrong = {"v1.0.0": 0, NEW: 0}
+    labels = {}
+    for sample in samples:
+        right = sample.outputs["output"].argmax(axis=1)
+        labels |= {
+            key: int(1 - place) if sample.revision == NEW else int(place) for key, place in zip(sample.ids, right, strict=True)
+        }
+        wrong[sample.revision] += len(sample.ids)
+    assert deployment.label(labels) == sum(wrong.values()) > 1000
+    simulation.advance("1m")
+    deployment.refresh()
+    assert "100.0% of its predictions with a label are wrong, 0.0% of the stable one's" in str(deployment)
+    with pytest.raises(SpecError, match="no rollout by itself"):
+        deployment.label(labels)
 
 
 def test_a_rollout_that_begins_is_said_at_once(deployed):
