@@ -58,16 +58,16 @@ class RouterMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Say what was counted (the protocol of Prometheus' client)."""
-        requests = CounterMetricFamily("cloudai_requests", "Requests answered", labels=("revision", "code"))
+        requests = CounterMetricFamily("cloudai_requests_total", "Requests answered", labels=("revision", "code"))
         for key, count in self._requests.items():
             requests.add_metric(key, count)
         yield requests
-        yield _counter("cloudai_broken", "Requests in the middle of which the revision broke off", self._broken)
-        yield _counter("cloudai_shadow_dropped", "Requests not mirrored while there was too much to do", self._dropped)
-        seconds = "Seconds from request to the end of its answer"
-        yield _histogram("cloudai_request_duration_seconds", seconds, self._seconds)
-        differs = "How much answers to mirrored requests differ, as shares of the row's largest number"
-        yield _histogram("cloudai_shadow_difference", differs, self._differences)
+        yield _counter("cloudai_broken_total", "Requests in the middle of which the revision broke off", self._broken)
+        yield _counter("cloudai_shadow_dropped_total", "Requests not mirrored while there was too much to do", self._dropped)
+        yield _histogram("cloudai_request_duration_seconds", "Seconds from request to the end of its answer", self._seconds)
+        yield _histogram(
+            "cloudai_shadow_difference", "By how much mirrored answers differ: shares of the largest number", self._differences
+        )
         yield GaugeMetricFamily("cloudai_inflight", "Requests being routed", value=self._in_flight())
 
 
