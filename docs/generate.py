@@ -287,7 +287,8 @@ def metrics() -> str:
     for call in (node for text in texts for node in ast.walk(ast.parse(text))):
         name = getattr(call.func, "id", "") if isinstance(call, ast.Call) else ""
         kind = name.removesuffix("MetricFamily").lstrip("_").capitalize()
-        if isinstance(call, ast.Call) and kind in {"Counter", "Gauge", "Histogram"} and isinstance(call.args[0], ast.Constant):
+        named = isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant)
+        if isinstance(call, ast.Call) and named and kind in {"Counter", "Gauge", "Histogram"}:
             name, meaning = (ast.literal_eval(arg) for arg in call.args[:2])
             rows.append((f"`{name}`", kind.lower(), meaning))
     return _table(("metric", "kind", "what it counts"), sorted(rows))
