@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cloudai.drivers import registry
-from cloudai.drivers.protocols import DeploymentStatus, Sample, TelemetryDriver
+from cloudai.drivers.protocols import DeploymentStatus, Metric, Sample, TelemetryDriver
 from cloudai.errors import CloudAIError
 from cloudai.serving.counters import Counts, read_counts
 from cloudai.serving.guards import Look
@@ -61,13 +62,14 @@ class Evidence:
         """
         driver = registry.telemetry_driver(record.spec["on"])
         steady, stable = self._steady(split, found, routed=routed)
+        pair = split.canary, split.stable
         try:
-            counts = read_counts(driver.metrics(record.name, since=_utc(record.created)))
+            metrics = list(driver.metrics(record.name, since=_utc(record.created)))
             wants = steady and any(watch.guard.watch == "drift" for watch in progress.watches)
-            rows, until = self._rows(driver, record, now) if wants else ({}, self.rows_until)
+            rows, until = self._rows(driver, record, _thinned_to(metrics, pair), now) if wants else ({}, self.rows_until)
         except CloudAIError:
             return None, self
-        pair = split.canary, split.stable
+        counts = read_counts(metrics)
         labelled = {revision: _pair(record.desired.get("labelled", {}).get(revision, _NONE)) for revision in pair}
         read = {revision: counts.get(revision, Counts()) for revision in pair}
         if not steady:
@@ -89,15 +91,17 @@ class Evidence:
         """Return what came since the last look; nothing at the first, which only says where counting begins."""
         return read[revision].since(self.counts.get(revision, read[revision]))
 
-    def _rows(self, driver: TelemetryDriver, record: Record, now: float) -> tuple[dict[str, dict[str, np.ndarray]], float]:
-        """Return the predictions of each revision that came since, and until when all of them were read."""
+    def _rows(
+        self, driver: TelemetryDriver, record: Record, shares: Mapping[str, float], now: float
+    ) -> tuple[dict[str, dict[str, np.ndarray]], float]:
+        """Return the predictions of each revision that came since, of each its share, and until when all of them were read."""
         until = now - _SLACK
         if until - self.rows_until < _EVERY:
             return {}, self.rows_until
         samples = list(driver.samples(record.name, since=_utc(self.rows_until), limit=_MOST_ROWS))
         if sum(len(sample.times) for sample in samples) >= _MOST_ROWS:
             until = min(until, max(max(sample.times) for sample in samples))
-        return _columns(samples, until), until
+        return _columns(samples, until, shares), until
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON for the ledger."""
@@ -116,12 +120,38 @@ class Evidence:
         return cls(data["rows_until"], counts, labelled, None if data["stable"] is None else tuple(data["stable"]))
 
 
-def _columns(samples: Sequence[Sample], until: float) -> dict[str, dict[str, np.ndarray]]:
+def _thinned_to(metrics: Iterable[Metric], pair: Sequence[str]) -> dict[str, float]:
+    """Return which share of each revision's kept rows is to be used.
+
+    A server with much to do keeps fewer of its rows. Then the kept rows of two are not in the proportion by which their
+    requests were dealt, unless some of the other's are left aside.
+    """
+    kept: dict[str, list[float]] = {}
+    for metric in metrics:
+        if metric.name == "ml_samples_share":
+            name = f"v{metric.labels['version']}"
+            for revision in pair:
+                if revision == name or revision.startswith(f"{name}-"):
+                    kept.setdefault(revision, []).append(metric.value)
+    shares = {revision: sum(each) / len(each) for revision, each in kept.items() if sum(each)}
+    least = min(shares.values(), default=1.0)
+    return {revision: least / share for revision, share in shares.items()} if len(shares) == len(pair) else {}
+
+
+def _is_used(request_id: str, share: float) -> bool:
+    """Draw a request by its id, so that whoever reads it again draws the same."""
+    digest = hashlib.blake2b(request_id.encode(), digest_size=8, person=b"thinned").digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def _columns(samples: Sequence[Sample], until: float, shares: Mapping[str, float]) -> dict[str, dict[str, np.ndarray]]:
     """Return the columns of each revision's outputs, of what it answered up to a time."""
     parts: dict[str, dict[str, list[np.ndarray]]] = {}
     for sample in samples:
-        chosen = np.flatnonzero(np.asarray(sample.times) <= until)
-        if not len(chosen):
+        share = shares.get(sample.revision, 1.0)
+        early = np.flatnonzero(np.asarray(sample.times) <= until)
+        chosen = [n for n in early if share >= 1 or _is_used(sample.ids[n], share)]
+        if not chosen:
             continue
         outputs = {name: np.asarray(array)[chosen] for name, array in sample.outputs.items()}
         for name, values in first_rows(outputs, [sample.ids[n] for n in chosen]).items():

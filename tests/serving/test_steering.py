@@ -12,12 +12,13 @@ import torch
 import cloudai
 from cloudai import drivers
 from cloudai.drivers import registry
-from cloudai.drivers.protocols import Capabilities, DeploymentStatus, Metric, RevisionId, RevisionStatus
+from cloudai.drivers.protocols import Capabilities, DeploymentStatus, Metric, RevisionId, RevisionStatus, Sample
 from cloudai.drivers.simulated.deployments import Traffic
 from cloudai.drivers.simulated.world import Fate, World
 from cloudai.errors import NotReadyError, RunFailedError, SpecError
 from cloudai.serving.counters import Counts, read_counts
 from cloudai.serving.evidence import Evidence
+from cloudai.serving.guards import Watch
 from cloudai.serving.rollout import Progress
 from cloudai.serving.split import Split
 from cloudai.state.ledger import Record
@@ -215,3 +216,32 @@ def test_what_came_since_and_a_router_that_began_anew():
 def test_what_broke_off_at_once_is_one_event():
     before, now = Counts(100), Counts(140, 9, 9, broken=8)
     assert now.since(before) == Counts(33, 2, 2, broken=1)
+
+
+def test_where_one_server_keeps_fewer_rows_as_many_of_the_others_are_left_aside():
+    """Else the kept rows would not be in the proportion by which requests were dealt."""
+    split, now = Split("v1", canary="v2", percent=50), 1000.0
+    columns = {"y": np.zeros(2000)}
+    samples = [
+        Sample("v1", np.full(2000, now - 5), tuple(f"a{n}" for n in range(2000)), {}, columns),
+        Sample("v2", np.full(2000, now - 5), tuple(f"b{n}" for n in range(2000)), {}, columns),
+    ]
+
+    class Busy:
+        name, capabilities = "busy", Capabilities(telemetry=True)
+        check = offers = close = lambda self, *args, **more: []
+
+        def metrics(self, name, *, since):
+            return [counter("ml_samples_share", share, version=version) for version, share in (("1", 0.25), ("2", 1.0))]
+
+        def samples(self, name, *, since, limit):
+            return samples
+
+    drivers.register("busy", Busy)
+    record = Record("deployment", "m", "ready", {"on": "busy"}, {}, {}, 0, 0, 1)
+    found = DeploymentStatus("m", "", True, (RevisionStatus(RevisionId("v1"), True, 1, 50),))
+    progress = Progress("o", "baking", watches=(Watch(cloudai.Guard(watch="drift")),))
+    seen, evidence = Evidence(0.0, stable=()).read(record, progress, 50, split, found, routed=True, now=now)
+    assert len(seen.old_outputs["y"]) == 2000
+    assert 400 < len(seen.new_outputs["y"]) < 600
+    assert evidence.rows_until == now - 1
