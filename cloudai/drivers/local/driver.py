@@ -56,8 +56,13 @@ class LocalDriver:
         telemetry=True,
         max_workers=os.cpu_count() or 1,
         routing="weights",
+<<<<<<< HEAD
         sticky=True,
         shadow=True,
+=======
+        scale_to_zero=True,
+        autoscaling="asked",
+>>>>>>> main
         here=True,
     )
 
@@ -131,9 +136,10 @@ class LocalDriver:
             self._jobs.stop(job_id, grace=_GRACE)
 
     def apply(self, name: str, revision: Revision, *, key: str) -> RevisionId:
-        """Bring a revision up as a process, or up again where it has died."""
+        """Bring a revision up as processes, or up again where they have died."""
         return self._deployments.apply(name, revision)
 
+<<<<<<< HEAD
     def route(
         self,
         name: str,
@@ -142,11 +148,18 @@ class LocalDriver:
         sticky: str = "",
         shadow: Mapping[RevisionId, Percent] | None = None,
     ) -> None:
+=======
+    def scale(self, name: str, revision: RevisionId, replicas: int) -> None:
+        """Start and end processes of a revision until there are so many."""
+        self._deployments.scale(name, revision, replicas)
+
+    def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
+>>>>>>> main
         """Write the routing table, which the router reads at its next request."""
         self._deployments.route(name, traffic, sticky, shadow)
 
     def retire(self, name: str, revision: RevisionId) -> None:
-        """Drain and end one revision's process."""
+        """Drain and end one revision's processes."""
         self._deployments.retire(name, revision)
 
     def inspect(self, name: str) -> DeploymentStatus:
