@@ -32,12 +32,8 @@ from cloudai.serving.advance import due as deployment_due
 from cloudai.serving.advance import needs_of as deployment_needs
 from cloudai.serving.deployment import Deployment, deployment_spending, model_entry, revision_id
 from cloudai.serving.ports import check_port
-<<<<<<< HEAD
-from cloudai.serving.split import Split
-=======
-from cloudai.serving.rollout import Rollout
 from cloudai.serving.scaling import check_autoscaling
->>>>>>> main
+from cloudai.serving.split import Split
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources
 from cloudai.specs.schedule import ScheduleSpec

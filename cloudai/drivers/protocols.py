@@ -186,13 +186,10 @@ class RevisionStatus:
     pids: tuple[int, ...] = ()
     ongoing: float = 0.0
     """Requests that are being worked on, and those that wait for a replica."""
-<<<<<<< HEAD
-    shadow: Percent = 0
-    """The share of the other revisions' requests that is mirrored to it."""
-=======
     ready_replicas: int = 0
     """Those of its replicas that take requests now; 0 where the driver does not count them."""
->>>>>>> main
+    shadow: Percent = 0
+    """The share of the other revisions' requests that is mirrored to it."""
 
 
 @dataclass(frozen=True)

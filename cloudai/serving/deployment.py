@@ -19,19 +19,14 @@ from cloudai.drivers import registry
 from cloudai.errors import NotReadyError, RunFailedError, SpecError
 from cloudai.planning.spending import Span, Spending, spending
 from cloudai.serving import client
-<<<<<<< HEAD
 from cloudai.serving.labels import judged
 from cloudai.serving.rollout import Progress
+from cloudai.serving.scaling import check_autoscaling, policy_of, price_now, replicas_text
 from cloudai.serving.split import Split
 from cloudai.serving.steering import order_of, progress_of, routing_of
 from cloudai.serving.told import guard_rows, rollout_facts
 from cloudai.specs.rollout import Guard, Rollout, RolloutOrder
-from cloudai.specs.serving import DeploySpec
-=======
-from cloudai.serving.rollout import Rollout
-from cloudai.serving.scaling import check_autoscaling, policy_of, price_now, replicas_text
 from cloudai.specs.serving import AutoscalingPolicy, DeploySpec
->>>>>>> main
 from cloudai.state.handles import Handle
 from cloudai.state.ledger import Ledger, Record
 from cloudai.state.tokens import read_token, renew_token, token_path
@@ -404,7 +399,7 @@ class Deployment(Handle):
         SpecError
             If there cannot be so many, or the place cannot do it.
         """
-        self._fresh_rollout()
+        self._fresh_split()
         policy = to if isinstance(to, AutoscalingPolicy) else AutoscalingPolicy.fixed(to)
         check_autoscaling(policy, registry.serve_driver(self.spec.on))
         self._wish(autoscaling=policy.model_dump(mode="json"))

@@ -13,8 +13,8 @@ import io
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import aiohttp
@@ -25,16 +25,12 @@ from cloudai.serving.access import Access
 from cloudai.serving.asgi import AGAIN, Application, Exchange, HttpError, json_bytes
 from cloudai.serving.metrics import exposition
 from cloudai.serving.process import ProcessOptions, errors_in_two_lines, read_arguments, run
-<<<<<<< HEAD
+from cloudai.serving.replicas import Load, Replicas
 from cloudai.serving.router_metrics import RouterMetrics
 from cloudai.serving.routes import RouteFile, RouteTable
 from cloudai.serving.shadow import HEADER as SHADOW
 from cloudai.serving.shadow import Answered, Mirror
-=======
-from cloudai.serving.replicas import Load, Replicas
-from cloudai.serving.routes import RouteFile, RouteTable
 from cloudai.serving.wakeup import WaitingRoom
->>>>>>> main
 from cloudai.specs.units import Bytes, Seconds
 from cloudai.state import news
 
@@ -76,16 +72,12 @@ class RouterApplication(Application):
         self._options = options
         self._in_flight = 0
         self._routes = RouteFile(options.state / "routes.json")
-<<<<<<< HEAD
-        self._metrics = RouterMetrics(in_flight=lambda: self.in_flight)
-        self._mirror = Mirror(self._metrics)
-=======
         self._replicas = Replicas()
         self._loads: defaultdict[str, Load] = defaultdict(Load)
         self._room = WaitingRoom(self._ports, options.news_file, most=options.max_waiting)
         self._metrics = RouterMetrics(in_flight=lambda: self.in_flight, waiting=self._room.waiting.total)
         self._room.on_cold_start = self._metrics.cold_started
->>>>>>> main
+        self._mirror = Mirror(self._metrics)
 
     @property
     def in_flight(self) -> int:
@@ -152,17 +144,7 @@ class RouterApplication(Application):
         try:
             with self._admitted():
                 body = await exchange.read(self._options.max_body)
-<<<<<<< HEAD
-                table = self._table()  # after the body: during a slow upload the traffic may have been moved
-                for revision in table.choose(exchange.id, _sticky_key(exchange, table)):
-                    answered = await self._proxy(exchange, revision, table.ports[revision], body, table)
-                    if answered is not None:
-                        code = answered
-                        return
-                raise _nobody(table)
-=======
                 asked.code = await self._forward(exchange, body, asked)
->>>>>>> main
         except HttpError as error:
             asked.code = error.status
             error.headers = (*error.headers, *_revision_header(asked.revision))
@@ -170,14 +152,12 @@ class RouterApplication(Application):
         finally:
             self._metrics.routed(asked.revision, asked.code, time.perf_counter() - asked.begun)
 
-<<<<<<< HEAD
-    async def _proxy(self, exchange: Exchange, revision: str, port: int, body: bytes, table: RouteTable) -> int | None:
-=======
     async def _forward(self, exchange: Exchange, body: bytes, asked: _Asked) -> int:
         """Have a replica of the chosen revision answer, or of the next one if nobody listens there; wait where nobody does."""
         while True:
             table = self._table()  # after the body: during a slow upload the traffic may have been moved
-            chosen = table.choose(exchange.id)
+            chosen = table.choose(exchange.id, _sticky_key(exchange, table))
+            asked.shadow = table.shadow
             for revision in chosen:
                 asked.revision = revision
                 with self._working_for(revision):
@@ -197,7 +177,7 @@ class RouterApplication(Application):
         """Return the status that a replica answered; None if none of them listens."""
         for port in self._replicas.in_order(ports):
             with self._replicas.asked(port):
-                code = await self._proxy(exchange, revision, port, body, asked.deadline)
+                code = await self._proxy(exchange, revision, port, body, asked)
             if code is not None:
                 return code
             if self._replicas.silent(port) and self._options.news_file is not None:
@@ -217,8 +197,7 @@ class RouterApplication(Application):
         """Return how busy each revision is; who waits counts at once, and not only over time."""
         return {revision: max(load.mean(), self._room.waiting[revision]) for revision, load in self._loads.items()}
 
-    async def _proxy(self, exchange: Exchange, revision: str, port: int, body: bytes, deadline: float) -> int | None:
->>>>>>> main
+    async def _proxy(self, exchange: Exchange, revision: str, port: int, body: bytes, asked: _Asked) -> int | None:
         """Pass request and answer on and return the status; None if nothing was sent because nobody listens."""
         try:
             async with self._session.request(
@@ -227,12 +206,12 @@ class RouterApplication(Application):
                 headers=_forwarded(exchange),
                 data=io.BytesIO(body) if body else None,
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=max(0.001, deadline - asyncio.get_running_loop().time())),
+                timeout=aiohttp.ClientTimeout(total=max(0.001, asked.deadline - asyncio.get_running_loop().time())),
             ) as answer:
                 chunk = await answer.content.readany()  # before the head: a revision that dies here still gives a clean 503
                 headers = _passed(answer.raw_headers, _NOT_RETURNED)
                 await exchange.start(answer.status, [*headers, *_revision_header(revision)])
-                mirrored, kept = self._mirror.drawn(exchange, revision, table.shadow), list[bytes]()
+                mirrored, kept = self._mirror.drawn(exchange, revision, asked.shadow), list[bytes]()
                 while chunk:
                     await exchange.write(chunk, more=True)
                     if mirrored:
@@ -241,7 +220,7 @@ class RouterApplication(Application):
                 await exchange.write(b"", more=False)
                 if mirrored and answer.status == 200:
                     answered = Answered(200, b"".join(kept), _json_bytes(answer))
-                    self._mirror.send(mirrored, answered, lambda: self._ask_again(exchange, table.ports[mirrored], body))
+                    self._mirror.send(mirrored, answered, lambda: self._ask_again(exchange, mirrored, body))
                 return answer.status
         except TimeoutError:
             what = f"the revision {revision} did not answer within {self._options.timeout:g} s"
@@ -255,14 +234,21 @@ class RouterApplication(Application):
             what = f"the revision {revision} broke off"
             raise HttpError(503, what, fix="send the request again if it may be computed twice", headers=AGAIN) from None
 
-    async def _ask_again(self, exchange: Exchange, port: int, body: bytes) -> Answered | None:
+    async def _ask_again(self, exchange: Exchange, revision: str, body: bytes) -> Answered | None:
         """Ask a mirrored request; None where nobody is there any more who could answer."""
         headers = [*_forwarded(exchange), (SHADOW.decode(), "1")]
-        try:
-            async with self._session.request("POST", _url(exchange, port), headers=headers, data=io.BytesIO(body)) as answer:
-                return Answered(answer.status, await answer.read(), _json_bytes(answer))
-        except aiohttp.ClientConnectionError:
-            return None
+        for port in self._replicas.in_order(self._ports(revision) or ()):
+            try:
+                with self._replicas.asked(port):
+                    async with self._session.request(
+                        "POST", _url(exchange, port), headers=headers, data=io.BytesIO(body)
+                    ) as answer:
+                        return Answered(answer.status, await answer.read(), _json_bytes(answer))
+            except aiohttp.ClientConnectorError:
+                continue
+            except aiohttp.ClientConnectionError:
+                return None
+        return None
 
 
 def _json_bytes(answer: aiohttp.ClientResponse) -> int | None:
@@ -283,6 +269,8 @@ class _Asked:
     """In the event loop's time."""
     revision: str = ""
     """The last one that was asked."""
+    shadow: Mapping[str, float] = field(default_factory=dict)
+    """The shares of requests that are mirrored, by revision."""
     code: int = 499
     """The status of the answer; 499 is nginx's code for a client that went away."""
 

@@ -58,13 +58,9 @@ class RouteTable:
             value = json.loads(text)
             traffic = {str(name): float(share) for name, share in sorted(value["traffic"].items())}
             routed = {name: share for name, share in traffic.items() if share > 0}
-<<<<<<< HEAD
             shadow = {str(name): float(share) for name, share in value.get("shadow", {}).items() if share > 0}
-            ports = {name: _port(value["backends"][name]["port"]) for name in {**routed, **shadow}}
+            ports = {name: _ports(value["backends"][name]["ports"]) for name in {**routed, **shadow}}
             sticky = str(value.get("sticky", ""))
-=======
-            ports = {name: _ports(value["backends"][name]["ports"]) for name in routed}
->>>>>>> main
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _bad(f"{error!r}"[:200]) from None
         sums_up = not traffic or abs(sum(traffic.values()) - 100) <= 1e-6

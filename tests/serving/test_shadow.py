@@ -63,7 +63,7 @@ def router(start):
 
 
 def route(router, traffic, servers, **more):
-    backends = {name: {"port": server.port} for name, server in servers.items()}
+    backends = {name: {"ports": [server.port]} for name, server in servers.items()}
     fresh = router.folder / "routes.fresh"
     fresh.write_text(json.dumps({"traffic": traffic, "backends": backends, **more}))
     fresh.replace(router.folder / "routes.json")
@@ -97,7 +97,7 @@ def test_nothing_but_predictions_is_mirrored_and_no_failed_one(router, pair):
 
 def test_a_dead_shadow_harms_nobody_and_its_death_is_no_difference(router, pair):
     stable, _ = pair
-    backends = {"a": {"port": stable.port}, "b": {"port": 9}}
+    backends = {"a": {"ports": [stable.port]}, "b": {"ports": [9]}}
     (router.folder / "routes.json").write_text(json.dumps({"traffic": {"a": 100}, "backends": backends, "shadow": {"b": 100}}))
     assert router.infer([[1, 0]]).y == [2.0]
     wait_until(lambda: b'cloudai_shadow_dropped_total{revision="b"} 1.0' in router.get("/metrics").body)

@@ -94,24 +94,17 @@ class Deployments:
         """Replace the routing table in one step."""
         if sum(traffic.values()) != 100 or min(traffic.values()) < 0:
             raise SpecError(f"the traffic {dict(traffic)} does not sum to 100", fix="give percentages that sum to 100")
-<<<<<<< HEAD
-        ports = {rev: self._port(name, rev) for rev in {**traffic, **(shadow or {})}}
-        missing = [rev for rev, port in ports.items() if port is None and traffic.get(RevisionId(rev))]
-        if missing:
-            raise DriverError(f"the revision {missing[0]!r} of {name!r} is not up", fix="route to it when it is ready")
-        backends = {rev: {"port": port} for rev, port in ports.items() if port is not None}
-        table = {"traffic": dict(traffic), "backends": backends, "sticky": sticky, "shadow": dict(shadow or {})}
-        _write_json(self._root / name / "routes.json", table)
-=======
-        replicas = {revision: self._replicas(name, revision) for revision in traffic}
+        routed: set[RevisionId] = {*traffic, *(shadow or {})}
+        replicas = {revision: self._replicas(name, revision) for revision in routed}
         ports = {rev: [r.port for r in mine.alive() if r.port is not None] for rev, mine in replicas.items()}
         missing = [rev for rev, share in traffic.items() if share and not ports[rev] and replicas[rev].wanted != 0]
         if missing:
             raise DriverError(f"the revision {missing[0]!r} of {name!r} is not up", fix="route to it when it is ready")
         with locked(self._root / name / "lock"):
             backends = {rev: {"ports": mine} for rev, mine in ports.items() if mine or replicas[rev].wanted == 0}
-            write_json(self._root / name / "routes.json", {"traffic": dict(traffic), "backends": backends})
->>>>>>> main
+            shadows = {rev: share for rev, share in (shadow or {}).items() if rev in backends}
+            table = {"traffic": dict(traffic), "backends": backends, "sticky": sticky, "shadow": shadows}
+            write_json(self._root / name / "routes.json", table)
 
     def retire(self, name: str, revision: RevisionId) -> None:
         """End a revision that has no traffic."""
@@ -124,22 +117,12 @@ class Deployments:
         folder = self._root / name
         routes, state = read_json(folder / "routes.json"), read_json(folder / "router.json")
         router = Processes(folder).look("router")
-<<<<<<< HEAD
-        port = _read_json(folder / "router.json").get("port")
-        up = router is not None and router.alive and port is not None and _answers(port, "/v2/health/live")
-        revisions = tuple(self._look(name, key, routes) for key in self._revisions(name).keys())
-        ready = up and any(r.ready for r in revisions if r.traffic) and all(r.ready for r in revisions if r.traffic)
-        pids = (router.pid,) if router is not None and router.alive and router.pid else ()
-        url = f"http://{_HOST}:{port}" if up else ""
-        return DeploymentStatus(name, url, ready, revisions, pids, sticky=routes.get("sticky", ""))
-=======
         ongoing = _ongoing(state) if router is not None and router.alive and state else None
         revisions = tuple(self._look(name, key, routes, ongoing or {}) for key in self._keys(name))
         ready = ongoing is not None and any(r.traffic for r in revisions) and all(r.ready for r in revisions if r.traffic)
         pids = (int(state["pid"]),) if router is not None and router.alive and state else ()
         url = f"http://{_HOST}:{state['port']}" if ongoing is not None else ""
-        return DeploymentStatus(name, url, ready, revisions, pids)
->>>>>>> main
+        return DeploymentStatus(name, url, ready, revisions, pids, sticky=routes.get("sticky", ""))
 
     def _look(self, name: str, key: str, routes: Mapping[str, Any], ongoing: Mapping[str, float]) -> RevisionStatus:
         replicas = self._replicas(name, key)
@@ -149,30 +132,21 @@ class Deployments:
         # a restarted replica listens on another port: until it is routed to again, it has no traffic
         routed = ports is not None and (not ports or any(r.port in ports for r in alive))
         traffic = int(routes.get("traffic", {}).get(key, 0)) if routed else 0
-<<<<<<< HEAD
-        reason = "" if ready else "not ready yet" if alive else self._last_words(name, key)
-        pids = (process.pid,) if alive and process is not None and process.pid else ()
-        shadow = int(routes.get("shadow", {}).get(key, 0)) if routed else 0
-        return RevisionStatus(RevisionId(key), ready, int(alive), traffic, reason, pids, shadow=shadow)
-
-    def _port(self, name: str, key: str) -> int | None:
-        """Return the port of a live revision; what a dead one wrote does not count."""
-        processes = self._revisions(name)
-        process, state = processes.look(key), _read_json(processes.folder(key) / "server.json")
-        same = process is not None and process.alive and state.get("pid") == process.pid
-        return int(state["port"]) if same else None
-
-    def _last_words(self, name: str, key: str) -> str:
-        lines = [line for line in self._revisions(name).log_lines(key, follow=False) if line.strip()]
-        return " ".join(lines[-2:])[-400:] or "the process ended without a word"
-=======
         answering = len(ready & set(ports or ())) if traffic else len(ready)
         reason = "" if ready or asleep else "not ready yet" if alive else replicas.last_words()
         pids = tuple(r.pid for r in alive if r.pid is not None)
+        shadow = int(routes.get("shadow", {}).get(key, 0)) if ready & set(ports or ()) else 0
         return RevisionStatus(
-            RevisionId(key), bool(ready) or asleep, len(alive), traffic, reason, pids, ongoing.get(key, 0.0), answering
+            RevisionId(key),
+            bool(ready) or asleep,
+            len(alive),
+            traffic,
+            reason,
+            pids,
+            ongoing.get(key, 0.0),
+            ready_replicas=answering,
+            shadow=shadow,
         )
->>>>>>> main
 
     def delete(self, name: str) -> None:
         """End all processes at once and remove the folder; the kept payloads go with it."""
@@ -184,14 +158,10 @@ class Deployments:
         shutil.rmtree(folder, ignore_errors=True)
 
     def metrics(self, name: str) -> Iterator[Metric]:
-<<<<<<< HEAD
-        """Read the metrics of the router and of each live revision."""
-=======
-        """Read the metrics of each live replica."""
->>>>>>> main
+        """Read the metrics of the router and of each live replica."""
         from prometheus_client.parser import text_string_to_metric_families
 
-        router = _read_json(self._root / name / "router.json")
+        router = read_json(self._root / name / "router.json")
         for port, token in [*_way_in(router), *self._live(name)]:
             text = _get(port, "/metrics", token=token).decode()
             for family in text_string_to_metric_families(text):
@@ -210,18 +180,11 @@ class Deployments:
             yield Sample(key.rpartition("/")[0], block.times, tuple(block.ids), block.inputs, block.outputs)
 
     def _live(self, name: str) -> Iterator[tuple[int, str]]:
-<<<<<<< HEAD
-        """Yield the port and the token of each live revision."""
-        for key in self._revisions(name).keys():
-            if self._port(name, key) is not None:
-                yield from _way_in(_read_json(self._revisions(name).folder(key) / "server.json"))
-=======
         """Yield the port and the token of each live replica."""
         for key in self._keys(name):
             for replica in self._replicas(name, key).alive():
                 if replica.port is not None:
                     yield replica.port, read_token(Path(replica.token_file)) if replica.token_file else ""
->>>>>>> main
 
     def _replicas(self, name: str, revision: str) -> Replicas:
         return Replicas(self._root / name / "revisions" / revision)

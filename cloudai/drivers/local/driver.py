@@ -56,13 +56,10 @@ class LocalDriver:
         telemetry=True,
         max_workers=os.cpu_count() or 1,
         routing="weights",
-<<<<<<< HEAD
         sticky=True,
         shadow=True,
-=======
         scale_to_zero=True,
         autoscaling="asked",
->>>>>>> main
         here=True,
     )
 
@@ -139,7 +136,10 @@ class LocalDriver:
         """Bring a revision up as processes, or up again where they have died."""
         return self._deployments.apply(name, revision)
 
-<<<<<<< HEAD
+    def scale(self, name: str, revision: RevisionId, replicas: int) -> None:
+        """Start and end processes of a revision until there are so many."""
+        self._deployments.scale(name, revision, replicas)
+
     def route(
         self,
         name: str,
@@ -148,13 +148,6 @@ class LocalDriver:
         sticky: str = "",
         shadow: Mapping[RevisionId, Percent] | None = None,
     ) -> None:
-=======
-    def scale(self, name: str, revision: RevisionId, replicas: int) -> None:
-        """Start and end processes of a revision until there are so many."""
-        self._deployments.scale(name, revision, replicas)
-
-    def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
->>>>>>> main
         """Write the routing table, which the router reads at its next request."""
         self._deployments.route(name, traffic, sticky, shadow)
 

@@ -17,14 +17,11 @@ from cloudai.errors import DriverError, SpecError
 
 __all__ = ["Deployments", "Shift", "Traffic"]
 
-<<<<<<< HEAD
 _LATENCIES = tuple(0.001 * 1.2**n for n in range(60))
 """Seconds, up to the bounds by which a simulated router counts."""
-=======
 _MOST_WAITING = 256
 """Requests that wait for a revision that is asleep; more are refused."""
 _RETIRED = -1
->>>>>>> main
 
 
 @dataclass(frozen=True)
