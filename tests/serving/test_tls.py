@@ -19,7 +19,7 @@ from cloudai.serving.client import curl_line, predict
 from cloudai.serving.tls import ServerTls, check_tls, name_for
 from cloudai.specs.serving import Tls
 from cloudai.state.tokens import read_token, renew_token
-from tests.serving.certificates import Authority, Pair, pem_key, private_file
+from tests.serving.certificates import Authority, Pair, pem_key
 from tests.serving.processes import MODEL, body_of
 
 X = {"x": np.array([[1, 0]], "float32")}
@@ -137,12 +137,10 @@ def test_without_a_client_certificate_nothing_is_answered(mutual, authority, cli
     url = f"https://localhost:{mutual.port}"
     shown = ("--cacert", authority.file, "--cert", client_pair.certificate, "--key", client_pair.key)
     assert '"ready":true' in curl(*shown, url + READY).stdout
-    refused = [curl("--cacert", authority.file, url + READY)]
-    stranger = authority.sign("stranger", client=True)
     late = clients.sign("late", client=True, start=-3, end=-1)
-    wrong = clients.sign("wrong", client=False)
-    for one in (stranger, late, wrong):
-        refused.append(curl("--cacert", authority.file, "--cert", one.certificate, "--key", one.key, url + READY))
+    others = [authority.sign("stranger", client=True), late, clients.sign("wrong", client=False)]
+    bad = [("--cert", other.certificate, "--key", other.key) for other in others]
+    refused = [curl("--cacert", authority.file, *words, url + READY) for words in ([], *bad)]
     assert all(answer.returncode in {52, 56} and not answer.stdout for answer in refused)  # an empty reply, or none
     tls = tls_of(pair, client_certificate=client_pair.certificate, client_key=client_pair.key)
     assert predict(url, "scaler", X, tls=tls)["y"].tolist() == [2]
@@ -271,7 +269,7 @@ def test_bad_files_of_clients_are_named(pair, clients, authority, client_pair, t
     def checked(**more):
         check_tls(tls_of(pair, **more))
 
-    with pytest.raises(SpecError, match="the client_ca .*nothing cannot be read"):
+    with pytest.raises(SpecError, match=r"the client_ca .*nothing cannot be read"):
         checked(client_ca=tmp_path / "nothing")
     with pytest.raises(SpecError, match=r"server.key holds no certificate in PEM"):
         checked(client_ca=pair.key)
