@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy
     from cloudai.specs.resources import Resources, ScalingPolicy
     from cloudai.specs.search import Search, choice, integers, log_uniform, uniform
-    from cloudai.specs.serving import ServerLimits
+    from cloudai.specs.serving import ServerLimits, Tls
     from cloudai.specs.texts import Lora
     from cloudai.specs.training import CheckpointPolicy
     from cloudai.training.context import Context
@@ -54,6 +54,7 @@ _WHERE = {
     "Search": "cloudai.specs.search",
     "ServerLimits": "cloudai.specs.serving",
     "Table": "cloudai.training.tables",
+    "Tls": "cloudai.specs.serving",
     "attach": "cloudai._api",
     "choice": "cloudai.specs.search",
     "benchmark": "cloudai._api",
@@ -94,6 +95,7 @@ __all__ = [
     "Search",
     "ServerLimits",
     "Table",
+    "Tls",
     "attach",
     "benchmark",
     "choice",

@@ -28,7 +28,7 @@ from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.schedule import ScheduleSpec, TableSpec
 from cloudai.specs.search import Choice, Range, Search
-from cloudai.specs.serving import DeploySpec, ServerLimits
+from cloudai.specs.serving import DeploySpec, ServerLimits, Tls
 from cloudai.specs.texts import Lora, TextTask
 from cloudai.specs.training import CheckpointPolicy, FailurePolicy, Loop, Source, SourceFile, TrainSpec, Work
 from cloudai.state.ledger import Ledger
@@ -109,8 +109,17 @@ train_spec = st.builds(
     store=TEXT,
     tracking=TEXT,
 )
+pem = st.just("/tls/a.pem")
+tls = st.builds(Tls, certificate=pem, key=pem, client_ca=st.none() | pem, client_certificate=pem, client_key=pem)
 deploy_spec = st.builds(
-    DeploySpec, name=NAME, port=st.integers(0, 65535), resources=resources, limits=limits, lease=st.none() | SECONDS
+    DeploySpec,
+    name=NAME,
+    port=st.integers(0, 65535),
+    host=TEXT,
+    tls=st.none() | tls,
+    resources=resources,
+    limits=limits,
+    lease=st.none() | SECONDS,
 )
 monitor_spec = st.builds(MonitorSpec, every=st.floats(0.1, 1e9), drift=drift, decision=decision_policy)
 domain = st.one_of(
@@ -155,6 +164,7 @@ world = st.builds(
 SPECS = {
     Resources: resources,
     ServerLimits: limits,
+    Tls: tls,
     DriftPolicy: drift,
     DecisionPolicy: decision_policy,
     Budget: budget,

@@ -11,6 +11,7 @@ from cloudai.errors import CloudAIError, DriverError, LedgerError, NotReadyError
 from cloudai.planning.plan import place
 from cloudai.planning.silence import Silence, asks_again
 from cloudai.planning.spending import price_of
+from cloudai.serving.exposure import router_options
 from cloudai.serving.rollout import Rollout
 from cloudai.specs.confidential import redact, redacted
 from cloudai.specs.serving import DeploySpec
@@ -169,7 +170,9 @@ class _Advance:
         argv += ["--lease-file", str(self.ledger.lease_file("deployment", self.spec.name)), "--token-file", str(token)]
         threads = str(max(1, round(self.spec.resources.cpus)))
         env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
-        wanted = Revision(RevisionId(revision), tuple(argv), env, needs_of(self.spec), self.spec.port)
+        wanted = Revision(
+            RevisionId(revision), tuple(argv), env, needs_of(self.spec), self.spec.port, router=router_options(self.spec)
+        )
         self.driver.apply(self.spec.name, wanted, key=f"{self.spec.name}/{revision}")
 
     def _note(self, found: DeploymentStatus, rollout: Rollout, crashes: Mapping[str, int]) -> None:

@@ -19,7 +19,7 @@ from cloudai.errors import NotReadyError, RunFailedError, SpecError
 from cloudai.planning.spending import Span, Spending, spending
 from cloudai.serving import client
 from cloudai.serving.rollout import Rollout
-from cloudai.specs.serving import DeploySpec
+from cloudai.specs.serving import DeploySpec, Tls
 from cloudai.state.handles import Handle
 from cloudai.state.ledger import Ledger, Record
 from cloudai.state.tokens import read_token, renew_token, token_path
@@ -170,13 +170,21 @@ class Deployment(Handle):
             raise NotReadyError(f"the deployment {self.name!r} is {self.phase}", fix="deploy the model again")
         arrays = arrays_for(self.model.signature, data, self.model.features)
         token = read_token(self.token_file)
-        return only_output(client.predict(self.url, self.name, arrays, timeout=timeout, token=token))
+        tls = self._client_tls()
+        return only_output(client.predict(self.url, self.name, arrays, timeout=timeout, token=token, tls=tls))
+
+    def _client_tls(self) -> Tls | None:
+        tls = self.spec.tls
+        if tls is not None and tls.client_ca is not None and tls.client_certificate is None:
+            what = f"the deployment {self.name!r} asks for a client certificate, and knows none to show"
+            raise SpecError(what, fix="deploy it with Tls(client_certificate=…, client_key=…), or ask it with your own client")
+        return tls
 
     def curl(self, data: Any) -> str:
         """Return the shell line that asks for the prediction of the first row of `data`, with the token from its file."""
         arrays = arrays_for(self.model.signature, data, self.model.features)
         rows = {name: np.asarray(array)[:1] for name, array in arrays.items()}
-        return client.curl_line(self.url, self.name, rows, token_file=self.token_file)
+        return client.curl_line(self.url, self.name, rows, token_file=self.token_file, tls=self._client_tls())
 
     @property
     def token_file(self) -> Path:

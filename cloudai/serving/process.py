@@ -178,7 +178,7 @@ async def _live(
 ) -> None:
     port = listener.getsockname()[1]
     way_in = {"token_file": str(options.token_file)} if options.token_file else {}
-    about = {"pid": os.getpid(), "port": port, "url": _url(options.host, port, tls)} | way_in
+    about = {"pid": os.getpid(), "port": port, "host": options.host, "url": _url(options.host, port, tls)} | way_in
 
     def write_state() -> None:
         replace_file(state, json_bytes(about | application.describe()))

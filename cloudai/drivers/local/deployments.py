@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cloudai.drivers.local.liveness import router_lives
 from cloudai.drivers.local.processes import Processes
 from cloudai.drivers.protocols import DeploymentStatus, Metric, Percent, Revision, RevisionId, RevisionStatus, Sample
 from cloudai.drivers.samples import read_all_samples
@@ -54,7 +55,7 @@ class Deployments:
         if not (folder / "routes.json").exists():
             _write_json(folder / "routes.json", {"traffic": {}, "backends": {}})
         shared = [word for option in ("--lease-file", "--token-file") for word in _option(revision.argv, option)]
-        argv = ["-m", "cloudai.serving.router", "--state", str(folder), "--port", str(port), *shared]
+        argv = ["-m", "cloudai.serving.router", "--state", str(folder), "--port", str(port), *shared, *revision.router]
         router.start("router", argv, revision.env, again=True)
 
     def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
@@ -79,12 +80,12 @@ class Deployments:
         folder = self._root / name
         routes = _read_json(folder / "routes.json")
         router = Processes(folder).look("router")
-        port = _read_json(folder / "router.json").get("port")
-        up = router is not None and router.alive and port is not None and _answers(port, "/v2/health/live")
+        state = _read_json(folder / "router.json")
+        up = router is not None and router.alive and router_lives(state)
         revisions = tuple(self._look(name, key, routes) for key in self._revisions(name).keys())
         ready = up and any(r.ready for r in revisions if r.traffic) and all(r.ready for r in revisions if r.traffic)
         pids = (router.pid,) if router is not None and router.alive and router.pid else ()
-        return DeploymentStatus(name, f"http://{_HOST}:{port}" if up else "", ready, revisions, pids)
+        return DeploymentStatus(name, state["url"] if up else "", ready, revisions, pids)
 
     def _look(self, name: str, key: str, routes: Mapping[str, Any]) -> RevisionStatus:
         processes = self._revisions(name)

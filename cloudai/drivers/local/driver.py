@@ -51,7 +51,7 @@ class LocalDriver:
 
     name = "local"
     capabilities = Capabilities(
-        train=True, serve=True, telemetry=True, max_workers=os.cpu_count() or 1, routing="weights", here=True
+        train=True, serve=True, telemetry=True, max_workers=os.cpu_count() or 1, routing="weights", router=True, here=True
     )
 
     def __init__(self, root: Path | None = None) -> None:
