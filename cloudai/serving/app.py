@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from cloudai import __version__
 from cloudai.display import nearest
 from cloudai.errors import DataError, RequestError
 from cloudai.serving import binary, protocol
-from cloudai.serving.asgi import Application, Exchange, HttpError, json_bytes
+from cloudai.serving.asgi import PROTOBUF, Application, Exchange, HttpError, json_bytes
 from cloudai.serving.metrics import ServerMetrics, exposition
 from cloudai.serving.service import ModelService
+
+if TYPE_CHECKING:
+    from cloudai.serving.grpc_codec import GrpcCodec
 
 __all__ = ["Handler", "ModelApplication"]
 
@@ -139,36 +143,45 @@ class _ModelFace:
 
         return describe
 
+    @cached_property
+    def _grpc_codec(self) -> GrpcCodec:
+        """Return the codec of gRPC's messages; protobuf is imported by those who are asked in it."""
+        from cloudai.serving.grpc_codec import GrpcCodec
+
+        return GrpcCodec(self._service.name, self._service.version, self._service.signature)
+
     async def infer(self, exchange: Exchange) -> None:
         """Read, compute and write one prediction within the time of one request."""
         begun = time.perf_counter()
         self._application.check_accepting()
         service, limits = self._service, self._service.limits
-        deadline = asyncio.get_running_loop().time() + limits.timeout
+        deadline = asyncio.get_running_loop().time() + exchange.seconds(limits.timeout)
         try:
             with service.admitted(deadline):
-                header_length = _header_length(exchange)
+                as_message = exchange.header(b"content-type") == PROTOBUF
+                codec = self._grpc_codec if as_message else service.codec
+                header_length = None if as_message else _header_length(exchange)
                 body = await exchange.read(limits.max_body)
                 try:
-                    request = service.codec.decode(body, header_length)
+                    request = codec.decode(body, header_length)
                 except RequestError as error:
                     raise HttpError(400, error.what, fix=error.fix) from None
                 outputs = await service.predict(request, request_id=exchange.id)
                 try:
-                    pieces, head = service.codec.encode(outputs, request)
+                    pieces, head = codec.encode(outputs, request)
                 except DataError as error:
                     raise service.failure(exchange.id, error) from None
                 service.metrics.answered(time.perf_counter() - begun, request.rows)
-                await _send(exchange, pieces, head)
+                await _send(exchange, pieces, head, kind=PROTOBUF if as_message else _JSON)
         except HttpError as error:
             if error.status == 504 and not exchange.whole:
                 raise HttpError(408, "the body did not arrive in time", fix="send it at once") from None
             raise
 
 
-async def _send(exchange: Exchange, pieces: list[bytes | memoryview], head: int | None) -> None:
+async def _send(exchange: Exchange, pieces: list[bytes | memoryview], head: int | None, *, kind: bytes) -> None:
     if head is None:
-        await exchange.reply(200, pieces[0])  # type: ignore[arg-type]  # the JSON is always bytes
+        await exchange.reply(200, pieces[0], kind=kind.decode())  # type: ignore[arg-type]  # one piece is always bytes
     else:
         headers = [(binary.HEADER, str(head).encode())]
         await exchange.reply(200, b"".join(pieces), kind="application/octet-stream", headers=headers)

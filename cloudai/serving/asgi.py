@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-__all__ = ["AGAIN", "Application", "Exchange", "HttpError", "LostClientError", "json_bytes"]
+__all__ = ["AGAIN", "PROTOBUF", "TIMEOUT", "Application", "Exchange", "HttpError", "LostClientError", "json_bytes"]
 
 Headers = Iterable[tuple[bytes, bytes]]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -19,6 +19,11 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 AGAIN = ((b"retry-after", b"1"),)
 """The header of a refusal that is over soon."""
+
+TIMEOUT = b"x-request-timeout"
+"""The header that says how many seconds the client will wait."""
+PROTOBUF = b"application/x-protobuf"
+"""The content type of a message of gRPC that travels over HTTP."""
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _logger = logging.getLogger(__name__)
@@ -70,6 +75,25 @@ class Exchange:
     def header(self, name: bytes) -> bytes | None:
         """Return the first header of that lower-case name."""
         return next((value for key, value in self.scope["headers"] if key == name), None)
+
+    def seconds(self, most: float) -> float:
+        """Return how long the answer may take: `most`, or less where the client says so.
+
+        Raises
+        ------
+        HttpError
+            400 if it says so without a number.
+        """
+        given = self.header(TIMEOUT)
+        if given is None:
+            return most
+        try:
+            seconds = float(given)
+        except ValueError:
+            seconds = -1.0
+        if not 0 <= seconds < float("inf"):
+            raise HttpError(400, "x-request-timeout is no number of seconds", fix="send one such as 0.5")
+        return min(most, seconds)
 
     async def read(self, limit: int) -> bytes:
         """Read the whole body of at most `limit` bytes; a longer one is refused before, or while, it arrives.

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import socket
 
-from cloudai.errors import SpecError
+from cloudai.errors import DriverError, SpecError
 from cloudai.specs.serving import HERE
 
-__all__ = ["check_port"]
+__all__ = ["PortTakenError", "check_port"]
+
+
+class PortTakenError(DriverError):
+    """Somebody else listens there."""
+
+    def __init__(self, port: int, reason: str) -> None:
+        super().__init__(f"the port {port} cannot be taken: {reason}", fix="give another port, or 0 for a free one")
 
 
 def check_port(port: int, host: str = HERE) -> None:

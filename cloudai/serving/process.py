@@ -13,27 +13,32 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import uvicorn
 from pydantic import Field
 
-from cloudai.errors import CloudAIError, DriverError, SpecError
+from cloudai.errors import CloudAIError, SpecError
 from cloudai.files import private_folder, replace_file
 from cloudai.serving.access import Access
 from cloudai.serving.asgi import Application, json_bytes
+from cloudai.serving.ports import PortTakenError
 from cloudai.serving.tls import ServerTls, is_loopback, name_for
 from cloudai.specs.confidential import start_log
 from cloudai.specs.serving import HERE, Tls
-from cloudai.specs.units import Seconds
+from cloudai.specs.units import Bytes, Seconds
 from cloudai.specs.validation import Spec
 from cloudai.state import lease
+
+if TYPE_CHECKING:
+    from cloudai.serving.grpc_face import GrpcFace
 
 __all__ = ["PORT_TAKEN", "ProcessOptions", "errors_in_two_lines", "read_arguments", "run"]
 
 PORT_TAKEN = 3
 """The exit code of a process whose port somebody else has."""
 
+_LAST_WORD = 0.2  # seconds for gRPC calls to hear the answers that are made
 _KEEP_ALIVE = 75  # seconds; longer than the router's, so that no request meets a connection that is being closed
 _logger = logging.getLogger(__name__)
 S = TypeVar("S", bound="ProcessOptions")
@@ -45,6 +50,8 @@ class ProcessOptions(Spec):
     state: Path = Field(description="folder for the files that this process writes")
     host: str = Field(default=HERE, description="127.0.0.1; beyond this machine TLS is needed, and a token file or a client_ca")
     port: int = Field(default=0, ge=0, le=65535, description="0 takes a free one")
+    grpc_port: int | None = Field(default=None, ge=0, le=65535, description="0 takes a free one; without, gRPC is not spoken")
+    max_body: Bytes = Field(default=16 * 2**20, description="bytes of a request")
     token_file: Path | None = Field(default=None, description="file of yours alone with the token that requests must bring")
     tls_certificate: Path | None = Field(default=None, description="certificate and those of its authorities, in PEM")
     tls_key: Path | None = Field(default=None, description="its private key, in a file of yours alone")
@@ -126,10 +133,6 @@ def run(make: Callable[[int, Access], Application], options: ProcessOptions, *, 
     _leave(0)
 
 
-class _PortTakenError(DriverError):
-    """Somebody else listens there."""
-
-
 def _check_exposure(options: ProcessOptions) -> None:
     """Refuse to be reached from beyond this machine by whoever likes, or with a token that whoever likes can read."""
     if is_loopback(options.host):
@@ -151,9 +154,7 @@ def _listen(options: ProcessOptions) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        raise _PortTakenError(
-            f"the port {options.port} cannot be taken: {error.strerror}", fix="give another port, or 0 for a free one"
-        ) from None
+        raise PortTakenError(options.port, error.strerror or str(error)) from None
     return listener
 
 
@@ -186,6 +187,9 @@ async def _live(
     ending = _on_signals()
     server = _Server(_uvicorn(application, tls))
     await application.start()
+    grpc = await _open_grpc(application, tls, options)
+    if grpc is not None:
+        about["grpc_port"] = grpc.port
     serving = asyncio.create_task(server.serve([listener]))
     serving.add_done_callback(lambda _: server.listening.set())
     serving.add_done_callback(lambda _: ending.set())
@@ -196,15 +200,26 @@ async def _live(
     application.draining = True
     with contextlib.suppress(OSError):  # the folder may be gone with the deployment
         write_state()
-    await _drain(application, options)
+    await _drain(application, grpc, options)
     server.should_exit = True
     await serving
     await application.stop()
     _logger.info("ended")
 
 
+async def _open_grpc(application: Application, tls: ServerTls | None, options: ProcessOptions) -> GrpcFace | None:
+    """Open the gRPC port where one is asked for; its package is not loaded for the others."""
+    if options.grpc_port is None:
+        return None
+    from cloudai.serving.grpc_face import GrpcFace
+
+    face = GrpcFace(application, max_body=options.max_body)
+    await face.start(options.host, options.grpc_port, tls)
+    return face
+
+
 def _url(host: str, port: int, tls: ServerTls | None) -> str:
-    name = host if tls is None else name_for(host, tls.names)
+    name = host if tls is None else name_for(host, tls.current().names)
     return f"{'https' if tls else 'http'}://{f'[{name}]' if ':' in name else name}:{port}"
 
 
@@ -254,15 +269,19 @@ async def _wait_for_end(ending: asyncio.Event, options: ProcessOptions) -> None:
             await asyncio.wait_for(ending.wait(), options.lease_interval if options.lease_file else None)
 
 
-async def _drain(application: Application, options: ProcessOptions) -> None:
+async def _drain(application: Application, grpc: GrpcFace | None, options: ProcessOptions) -> None:
     """Take requests a little longer, for those who do not know yet; then finish what is in flight."""
     deadline = time.monotonic() + options.drain_timeout
     await asyncio.sleep(min(options.drain_delay, options.drain_timeout))
     application.accepting = False
+    going = [asyncio.create_task(grpc.stop(options.drain_timeout))] if grpc else []  # tells clients to go elsewhere
     while application.in_flight and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
     if application.in_flight:
         _logger.warning("%d requests were not finished in %g s", application.in_flight, options.drain_timeout)
+    if grpc:
+        await grpc.stop(_LAST_WORD)
+        await asyncio.gather(*going)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -282,7 +301,7 @@ def errors_in_two_lines() -> Iterator[None]:
         yield
     except CloudAIError as error:
         sys.stderr.write(f"{error}\n")
-        _leave(PORT_TAKEN if isinstance(error, _PortTakenError) else 1)
+        _leave(PORT_TAKEN if isinstance(error, PortTakenError) else 1)
 
 
 def _leave(code: int) -> NoReturn:

@@ -23,7 +23,7 @@ from cloudai.serving.asgi import AGAIN, Application, Exchange, HttpError, json_b
 from cloudai.serving.metrics import RouterMetrics, exposition
 from cloudai.serving.process import ProcessOptions, errors_in_two_lines, read_arguments, run
 from cloudai.serving.routes import RouteFile, RouteTable
-from cloudai.specs.units import Bytes, Seconds
+from cloudai.specs.units import Seconds
 
 __all__ = ["RouterApplication", "RouterOptions", "main"]
 
@@ -47,7 +47,6 @@ _logger = logging.getLogger(__name__)
 class RouterOptions(ProcessOptions):
     """How a deployment is routed."""
 
-    max_body: Bytes = Field(default=16 * 2**20, description="bytes of a request")
     max_in_flight: int = Field(default=1024, ge=1, description="requests at once; more are answered 429")
     timeout: Seconds = Field(
         default=35.0, description="seconds for one request; longer than the servers', so that they say why"

@@ -95,7 +95,7 @@ class ModelService:
         HttpError
             429, with the seconds to wait, where no place is free or the wait would be too long; 504 past the deadline.
         """
-        taken = False
+        taken, given = False, deadline - asyncio.get_running_loop().time()
         try:
             self._refuse_overload(deadline)
             self.in_flight += 1
@@ -110,7 +110,7 @@ class ModelService:
             raise
         except TimeoutError:
             self.metrics.failed("timeout")
-            raise self._too_late() from None
+            raise _too_late(given) from None
         finally:
             self.in_flight -= taken
 
@@ -165,12 +165,12 @@ class ModelService:
         if wait > left or (target is not None and wait > target):
             raise _overloaded(f"an answer would take {wait:.2g} s now", wait)
 
-    def _too_late(self) -> HttpError:
-        seconds = self.limits.timeout
-        return HttpError(504, f"the model did not answer within {seconds:g} s", fix="send fewer rows, or raise the timeout")
-
     def _count_batch(self, requests: int, rows: int, waited: float, took: float) -> None:
         self.metrics.computed_batch(rows, waited, took)
+
+
+def _too_late(seconds: float) -> HttpError:
+    return HttpError(504, f"the model did not answer within {seconds:.3g} s", fix="send fewer rows, or raise the timeout")
 
 
 def _overloaded(what: str, wait: float) -> HttpError:

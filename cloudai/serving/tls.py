@@ -11,6 +11,7 @@ import logging
 import re
 import ssl
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,10 +19,23 @@ from cloudai.errors import SpecError
 from cloudai.files import identity
 from cloudai.specs.serving import HERE, Tls
 
-__all__ = ["ServerTls", "check_tls", "client_context", "is_loopback", "name_for"]
+__all__ = ["Proven", "ServerTls", "check_tls", "client_context", "is_loopback", "name_for"]
 
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Proven:
+    """Files of TLS that have made a handshake."""
+
+    context: ssl.SSLContext
+    names: tuple[str, ...]
+    """Whom the certificate is for."""
+    until: str
+    certificate: bytes
+    key: bytes = field(repr=False)
+    client_ca: bytes | None = None
 
 
 class ServerTls:
@@ -44,24 +58,23 @@ class ServerTls:
     def __init__(self, tls: Tls) -> None:
         self._tls = tls
         self._seen = self._identities()
-        self._current, shown = _proven_context(tls)
-        self.names = _names(shown)
-        self.context = self._current
+        self._current = _proven(tls)
+        self.context = self._current.context
         self.context.sni_callback = self._choose
-        _logger.info("the certificate of %s is valid until %s", ", ".join(self.names) or "nobody", shown["notAfter"])
+        _logger.info("the certificate of %s is valid until %s", ", ".join(self._current.names), self._current.until)
 
     def _choose(self, connection: ssl.SSLSocket | ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         """Give a handshake its context; OpenSSL asks for it also where the client names no server."""
-        connection.context = self.current()
+        connection.context = self.current().context
 
-    def current(self) -> ssl.SSLContext:
-        """Return the context in force now."""
+    def current(self) -> Proven:
+        """Return what is in force now."""
         seen = self._identities()
         if seen != self._seen:
             self._seen = seen
             try:
-                self._current, shown = _proven_context(self._tls)
-                _logger.info("a new certificate is in force, valid until %s", shown["notAfter"])
+                self._current = _proven(self._tls)
+                _logger.info("a new certificate is in force, valid until %s", self._current.until)
             except SpecError as error:
                 _logger.warning("the last certificate stays in force: %s", error)
         return self._current
@@ -79,14 +92,14 @@ def check_tls(tls: Tls) -> tuple[str, ...]:
         If a file is missing, cannot be read or is open to others, a key belongs to another certificate, or a certificate
         has expired or is not accepted.
     """
-    server, shown = _proven_context(tls)
+    proven = _proven(tls)
     if tls.client_certificate is not None:
         try:
-            _shake_hands(server, client_context(tls))
+            _shake_hands(proven.context, client_context(tls))
         except ssl.SSLError as error:
             what = f"the client certificate {tls.client_certificate} is not accepted: {_reason(error)}"
             raise SpecError(what, fix=f"give one that an authority in {tls.client_ca} has signed") from None
-    return _names(shown)
+    return proven.names
 
 
 def client_context(tls: Tls) -> ssl.SSLContext:
@@ -135,8 +148,8 @@ def name_for(host: str, names: tuple[str, ...]) -> str:
     return next(iter(concrete), HERE) if anywhere else host
 
 
-def _proven_context(tls: Tls) -> tuple[ssl.SSLContext, Mapping[str, Any]]:
-    """Return the context of a listener and what its certificate says, after a handshake of it in memory."""
+def _proven(tls: Tls) -> Proven:
+    """Read the files of a listener, and try them in a handshake in memory."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
@@ -149,7 +162,14 @@ def _proven_context(tls: Tls) -> tuple[ssl.SSLContext, Mapping[str, Any]]:
         raise SpecError(what, fix="give one for servers that is valid now") from None
     if tls.client_ca is not None:
         _require_clients(context, tls.client_ca)
-    return context, shown
+    return Proven(
+        context,
+        _names(shown),
+        shown["notAfter"],
+        tls.certificate.read_bytes(),
+        tls.key.read_bytes(),
+        tls.client_ca.read_bytes() if tls.client_ca else None,
+    )
 
 
 def _require_clients(context: ssl.SSLContext, authorities: Path) -> None:
