@@ -77,6 +77,7 @@ class DeployOptions(TypedDict, total=False):
     on: str
     name: str | None
     port: int
+    grpc_port: int | None
     host: str
     tls: Tls | None
     resources: Resources
@@ -203,9 +204,9 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
     model : Model, Run or str
         A model; a run, whose model is deployed as soon as there is one; or a model's name as for `load_model`.
     **options
-        ``name`` (by default the model's), ``on`` (the driver), ``port``, ``host`` (the address to listen on, by default
-        this machine only), ``tls`` (a `Tls`), ``resources``, ``limits`` and ``lease`` (how long it stays up when no live
-        handle renews it; ``None`` for ever).
+        ``name`` (by default the model's), ``on`` (the driver), ``port``, ``grpc_port`` (0 takes a free one; without it gRPC is
+        not spoken), ``host`` (the address to listen on, by default this machine only), ``tls`` (a `Tls`), ``resources``,
+        ``limits`` and ``lease`` (how long it stays up when no live handle renews it; ``None`` for ever).
 
     Raises
     ------
@@ -220,13 +221,15 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
     revision, entry = _revision(model)
     name = options.get("name") or (model.spec.model_name if isinstance(model, Run) else model.name)
     lease = options.get("lease", settings.current().deployment_lease)
-    asked = ("on", "port", "host", "tls", "resources", "limits")
+    asked = ("on", "port", "grpc_port", "host", "tls", "resources", "limits")
     values = {key: value for key, value in options.items() if key in asked and value is not None}
     spec = DeploySpec.of(name=name, lease=lease, **values)
     driver = registry.serve_driver(spec.on)
     offer = _offer_at_once(driver, deployment_needs(spec))
     if driver.capabilities.here:
         require("serving", "serve", "torch", "uvicorn", "aiohttp", "prometheus_client")
+        if spec.grpc_port is not None:
+            require("gRPC", "serve", "grpc", "google.protobuf")
     check_exposure(spec, driver)
     desired = {"revisions": {revision: entry}, "rollout": Rollout(revision).to_json(), "offer": offer}
     anywhere = not driver.capabilities.here

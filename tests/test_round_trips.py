@@ -115,6 +115,7 @@ deploy_spec = st.builds(
     DeploySpec,
     name=NAME,
     port=st.integers(0, 65535),
+    grpc_port=st.none() | st.integers(0, 65535),
     host=TEXT,
     tls=st.none() | tls,
     resources=resources,

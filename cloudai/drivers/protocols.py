@@ -199,6 +199,8 @@ class DeploymentStatus:
     pids: tuple[int, ...] = ()
     cost: float | None = None
     """What the place says that it has cost so far, in the currency of the offer; None where it does not say."""
+    grpc_url: str = ""
+    """Host and port where gRPC is spoken; empty where it is not."""
 
 
 @dataclass(frozen=True)

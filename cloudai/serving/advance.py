@@ -195,7 +195,7 @@ class _Advance:
         broken = [row for row in rows if crashes.get(str(row["id"]), 0) >= _MOST_CRASHES and not row["ready"]]
         phase = "failing" if broken else "ready" if settled else "updating" if found.ready else "starting"
         reason = f"{broken[0]['id']} does not start: {broken[0]['reason']}" if broken else ""
-        processes = {"url": found.url, "revisions": rows, "router": list(found.pids)}
+        processes = {"url": found.url, "grpc_url": found.grpc_url, "revisions": rows, "router": list(found.pids)}
         wish = self.record.desired.get("wish")
         status = {**processes, "reason": reason, "crashes": dict(crashes), "silence": None, "waiting": None, "wish": wish}
         if phase != self.record.phase or any(self.record.status.get(key) != value for key, value in status.items()):

@@ -56,6 +56,11 @@ class Deployment(Handle):
         return str(self._record.status.get("url", ""))
 
     @property
+    def grpc_url(self) -> str:
+        """Host and port where it speaks gRPC; empty where it does not."""
+        return str(self._record.status.get("grpc_url", ""))
+
+    @property
     def rollout(self) -> Rollout:
         """Which revision should have which share of the traffic."""
         return Rollout.from_json(self._record.desired["rollout"])
@@ -276,6 +281,7 @@ class Deployment(Handle):
         facts = [
             ("phase", self.phase + reason),
             ("url", self.url or "none yet"),
+            *([("gRPC", self.grpc_url)] if self.grpc_url else []),
             ("cost per hour", money(price["per_hour"], price["currency"]) if price["currency"] else "none yet"),
             ("spent", str(self.cost)),
             ("lease", f"{duration(self.spec.lease)} without a live handle" if self.spec.lease else "for ever"),

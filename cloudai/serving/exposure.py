@@ -1,4 +1,4 @@
-"""How a deployment is exposed: its address, TLS, and what that takes."""
+"""How a deployment is exposed: its address, TLS, gRPC, and what that takes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_exposure(spec: DeploySpec, driver: Driver) -> None:
         TLS, or the port is taken.
     """
     if router_options(spec) and not driver.capabilities.router:
-        what = f"the driver {spec.on!r} has its own way in, which knows no host= and no tls="
+        what = f"the driver {spec.on!r} has its own way in, which knows no host=, tls= and grpc_port="
         raise SpecError(what, fix='leave them out, or deploy with on="local"')
     if spec.tls is not None:
         check_tls(spec.tls)
@@ -29,12 +29,16 @@ def check_exposure(spec: DeploySpec, driver: Driver) -> None:
         what = f"cannot listen on {spec.host!r} without TLS: the token would travel for all to read"
         raise SpecError(what, fix="give tls=cloudai.Tls(certificate=…, key=…)")
     check_port(spec.port, spec.host)
+    if spec.grpc_port:
+        check_port(spec.grpc_port, spec.host)
 
 
 def router_options(spec: DeploySpec) -> tuple[str, ...]:
-    """Return the options of the router for a deployment's address and TLS."""
+    """Return the options of the router for a deployment's address, TLS and gRPC."""
     options = {} if spec.host == HERE else {"--host": spec.host}
     if spec.tls is not None:
         options |= {"--tls-certificate": str(spec.tls.certificate), "--tls-key": str(spec.tls.key)}
         options |= {"--client-ca": str(spec.tls.client_ca)} if spec.tls.client_ca else {}
+    if spec.grpc_port is not None:
+        options["--grpc-port"] = str(spec.grpc_port)
     return tuple(word for option in options.items() for word in option)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else whoever fails a handshake writes into our log
 
 import grpc
 import grpc.aio

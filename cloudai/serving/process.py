@@ -18,16 +18,15 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 import uvicorn
 from pydantic import Field
 
-from cloudai.errors import CloudAIError, SpecError
+from cloudai.errors import CloudAIError
 from cloudai.files import private_folder, replace_file
 from cloudai.serving.access import Access
 from cloudai.serving.asgi import Application, json_bytes
+from cloudai.serving.doors import Doors, Listening, check_exposure
 from cloudai.serving.ports import PortTakenError
-from cloudai.serving.tls import ServerTls, is_loopback, name_for
+from cloudai.serving.tls import ServerTls
 from cloudai.specs.confidential import start_log
-from cloudai.specs.serving import HERE, Tls
 from cloudai.specs.units import Bytes, Seconds
-from cloudai.specs.validation import Spec
 from cloudai.state import lease
 
 if TYPE_CHECKING:
@@ -44,40 +43,15 @@ _logger = logging.getLogger(__name__)
 S = TypeVar("S", bound="ProcessOptions")
 
 
-class ProcessOptions(Spec):
+class ProcessOptions(Listening):
     """Where a serving process listens, and how it ends."""
 
     state: Path = Field(description="folder for the files that this process writes")
-    host: str = Field(default=HERE, description="127.0.0.1; beyond this machine TLS is needed, and a token file or a client_ca")
-    port: int = Field(default=0, ge=0, le=65535, description="0 takes a free one")
-    grpc_port: int | None = Field(default=None, ge=0, le=65535, description="0 takes a free one; without, gRPC is not spoken")
     max_body: Bytes = Field(default=16 * 2**20, description="bytes of a request")
-    token_file: Path | None = Field(default=None, description="file of yours alone with the token that requests must bring")
-    tls_certificate: Path | None = Field(default=None, description="certificate and those of its authorities, in PEM")
-    tls_key: Path | None = Field(default=None, description="its private key, in a file of yours alone")
-    client_ca: Path | None = Field(
-        default=None, description="authorities, in PEM; who shows no certificate of theirs is refused"
-    )
-    plain_http: bool = Field(default=False, description="true: no TLS beyond this machine either; something in front has it")
     drain_delay: Seconds = Field(default=0.5, description="how long new requests are still taken after SIGTERM")
     drain_timeout: Seconds = Field(default=12.0, description="how long requests in flight may take after SIGTERM")
     lease_file: Path | None = Field(default=None, description='JSON {"until": unix seconds or null}; past it, the process ends')
     lease_interval: Seconds = Field(default=5.0, description="how often the lease is looked at")
-
-    @property
-    def tls(self) -> Tls | None:
-        """The files of TLS, where it is asked for.
-
-        Raises
-        ------
-        SpecError
-            If one of them is missing.
-        """
-        if self.tls_certificate is None and self.tls_key is None and self.client_ca is None:
-            return None
-        if self.tls_certificate is None or self.tls_key is None:
-            raise SpecError("TLS needs a certificate and its key", fix="give --tls-certificate and --tls-key")
-        return Tls(certificate=self.tls_certificate, key=self.tls_key, client_ca=self.client_ca)
 
 
 def read_arguments(
@@ -123,39 +97,13 @@ def run(make: Callable[[int, Access], Application], options: ProcessOptions, *, 
     with errors_in_two_lines():
         os.umask(0o077)  # whatever this process writes is the user's alone
         access = Access(options.token_file, verified=options.client_ca is not None)
-        _check_exposure(options)
-        tls = ServerTls(options.tls) if options.tls else None
-        listener = _listen(options)
+        check_exposure(options)
+        doors = Doors.open(options)
         private_folder(options.state)
-        application = make(listener.getsockname()[1], access)
+        application = make(doors.port, access)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_live(application, listener, tls, options, options.state / state_file))
+            runner.run(_live(application, doors, options, options.state / state_file))
     _leave(0)
-
-
-def _check_exposure(options: ProcessOptions) -> None:
-    """Refuse to be reached from beyond this machine by whoever likes, or with a token that whoever likes can read."""
-    if is_loopback(options.host):
-        return
-    if options.token_file is None and options.client_ca is None:
-        fix = f"use {HERE}, or give --token-file or --client-ca"
-        raise SpecError(f"cannot listen on {options.host!r} without a token", fix=fix)
-    if options.tls is None and not options.plain_http:
-        what = f"cannot listen on {options.host!r} without TLS: the token would travel for all to read"
-        fix = "give --tls-certificate and --tls-key; where something in front of it speaks TLS, --plain-http true"
-        raise SpecError(what, fix=fix)
-
-
-def _listen(options: ProcessOptions) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((options.host, options.port))
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        raise PortTakenError(options.port, error.strerror or str(error)) from None
-    return listener
 
 
 class _Server(uvicorn.Server):
@@ -174,35 +122,30 @@ class _Server(uvicorn.Server):
         self.listening.set()
 
 
-async def _live(
-    application: Application, listener: socket.socket, tls: ServerTls | None, options: ProcessOptions, state: Path
-) -> None:
-    port = listener.getsockname()[1]
-    way_in = {"token_file": str(options.token_file)} if options.token_file else {}
-    about = {"pid": os.getpid(), "port": port, "host": options.host, "url": _url(options.host, port, tls)} | way_in
+async def _live(application: Application, doors: Doors, options: ProcessOptions, state: Path) -> None:
+    about = {"pid": os.getpid()} | doors.describe(options.host)
+    if options.token_file is not None:
+        about["token_file"] = str(options.token_file)
 
     def write_state() -> None:
         replace_file(state, json_bytes(about | application.describe()))
 
     ending = _on_signals()
-    server = _Server(_uvicorn(application, tls))
     await application.start()
-    grpc = await _open_grpc(application, tls, options)
+    grpc = await _open_grpc(application, doors.tls, options)
     if grpc is not None:
-        about["grpc_port"] = grpc.port
-    serving = asyncio.create_task(server.serve([listener]))
-    serving.add_done_callback(lambda _: server.listening.set())
-    serving.add_done_callback(lambda _: ending.set())
-    await server.listening.wait()
+        about |= {"grpc_port": grpc.port, "grpc_url": doors.address(options.host, grpc.port)}
+    http = await _open_http(application, doors, ending)
     write_state()
-    _logger.info("listening on %s:%d for %s", options.host, port, about["url"])
+    _logger.info("listening on %s:%d for %s", options.host, doors.port, about["url"])
     await _wait_for_end(ending, options)
     application.draining = True
     with contextlib.suppress(OSError):  # the folder may be gone with the deployment
         write_state()
     await _drain(application, grpc, options)
-    server.should_exit = True
-    await serving
+    for server, serving in http.items():
+        server.should_exit = True
+        await serving
     await application.stop()
     _logger.info("ended")
 
@@ -218,9 +161,16 @@ async def _open_grpc(application: Application, tls: ServerTls | None, options: P
     return face
 
 
-def _url(host: str, port: int, tls: ServerTls | None) -> str:
-    name = host if tls is None else name_for(host, tls.current().names)
-    return f"{'https' if tls else 'http'}://{f'[{name}]' if ':' in name else name}:{port}"
+async def _open_http(application: Application, doors: Doors, ending: asyncio.Event) -> dict[_Server, asyncio.Task[None]]:
+    """Serve at each door; where one of the servers ends by itself, the process shall end."""
+    opened = {}
+    for listener, tls in ((doors.outer, doors.tls), (doors.inner, None)):
+        if listener is not None:
+            server = _Server(_uvicorn(application, tls))
+            opened[server] = serving = asyncio.create_task(server.serve([listener]))
+            serving.add_done_callback(lambda _: ending.set())
+            await asyncio.wait([serving, asyncio.create_task(server.listening.wait())], return_when="FIRST_COMPLETED")
+    return opened
 
 
 def _uvicorn(application: Application, tls: ServerTls | None) -> uvicorn.Config:

@@ -65,6 +65,8 @@ class DeploySpec(Spec):
     on: str = "local"
     port: int = Field(default=0, ge=0, le=65535)
     """0 lets the driver choose."""
+    grpc_port: int | None = Field(default=None, ge=0, le=65535)
+    """The port for gRPC; 0 lets the driver choose, without it gRPC is not spoken."""
     host: str = HERE
     """The address to listen on; beyond this machine only with `tls`."""
     tls: Tls | None = None

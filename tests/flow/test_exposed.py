@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+import tritonclient.grpc as triton
 
 import cloudai
 from cloudai import errors
@@ -15,6 +16,7 @@ from cloudai.drivers.registry import serve_driver
 from cloudai.drivers.simulated.driver import SimulatedDriver
 from cloudai.serving.exposure import check_exposure
 from cloudai.specs.serving import DeploySpec
+from cloudai.state.tokens import read_token
 from tests.conftest import kill, wait_until
 from tests.flow import work
 from tests.serving.certificates import Authority
@@ -75,7 +77,9 @@ def test_what_cannot_be_exposed_is_refused_before_anything_is_started(model, tmp
 
 def test_a_driver_without_our_router_is_named():
     spec = DeploySpec.of(name="d", on="simulated", host="localhost", lease=None)
-    with pytest.raises(errors.SpecError, match="the driver 'simulated' has its own way in, which knows no host= and no tls="):
+    with pytest.raises(
+        errors.SpecError, match="the driver 'simulated' has its own way in, which knows no host=, tls= and grpc_port="
+    ):
         check_exposure(spec, SimulatedDriver)
 
 
@@ -89,3 +93,21 @@ def test_who_has_no_client_certificate_is_told_so(model, tmp_path):
             errors.SpecError, match=r"asks for a client certificate, and knows none to show\nFix: deploy it with Tls"
         ):
             ask(ROWS)
+
+
+def test_grpc_to_the_revisions_by_their_shares_and_back_on_the_same_port(model, tmp_path):
+    authority = Authority(tmp_path)
+    pair = authority.sign("server", names=("localhost", "127.0.0.1"))
+    tls = cloudai.Tls(certificate=pair.certificate, key=pair.key)
+    deployment = cloudai.deploy(model, grpc_port=0, tls=tls).wait(60)
+    assert deployment.grpc_url.startswith("127.0.0.1:")
+    assert deployment.grpc_url in repr(deployment.card())
+    headers = {"authorization": f"Bearer {read_token(deployment.token_file)}"}
+    rows = triton.InferInput("input", list(ROWS.shape), "FP32").set_data_from_numpy(ROWS)
+    with triton.InferenceServerClient(deployment.grpc_url, ssl=True, root_certificates=str(authority.file)) as client:
+        answer = client.infer("small", [rows], headers=headers)
+        assert np.allclose(answer.as_numpy("output"), model.predict(ROWS), atol=1e-6)
+        kill(serve_driver("local").inspect("small").pids[0])
+        wait_until(lambda: serve_driver("local").inspect("small").ready, what="a new router, on the same port")
+        answer = client.infer("small", [rows], headers=headers)
+        assert np.allclose(answer.as_numpy("output"), model.predict(ROWS), atol=1e-6)

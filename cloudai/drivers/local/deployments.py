@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cloudai.drivers.local.liveness import router_lives
 from cloudai.drivers.local.processes import Processes
 from cloudai.drivers.protocols import DeploymentStatus, Metric, Percent, Revision, RevisionId, RevisionStatus, Sample
 from cloudai.drivers.samples import read_all_samples
@@ -55,7 +54,16 @@ class Deployments:
         if not (folder / "routes.json").exists():
             _write_json(folder / "routes.json", {"traffic": {}, "backends": {}})
         shared = [word for option in ("--lease-file", "--token-file") for word in _option(revision.argv, option)]
-        argv = ["-m", "cloudai.serving.router", "--state", str(folder), "--port", str(port), *shared, *revision.router]
+        argv = [
+            "-m",
+            "cloudai.serving.router",
+            "--state",
+            str(folder),
+            "--port",
+            str(port),
+            *shared,
+            *_steady(revision.router, folder),
+        ]
         router.start("router", argv, revision.env, again=True)
 
     def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
@@ -81,11 +89,12 @@ class Deployments:
         routes = _read_json(folder / "routes.json")
         router = Processes(folder).look("router")
         state = _read_json(folder / "router.json")
-        up = router is not None and router.alive and router_lives(state)
+        up = router is not None and router.alive and _answers(_own_port(state), "/v2/health/live")
         revisions = tuple(self._look(name, key, routes) for key in self._revisions(name).keys())
         ready = up and any(r.ready for r in revisions if r.traffic) and all(r.ready for r in revisions if r.traffic)
         pids = (router.pid,) if router is not None and router.alive and router.pid else ()
-        return DeploymentStatus(name, state["url"] if up else "", ready, revisions, pids)
+        grpc_url = state.get("grpc_url", "") if up else ""
+        return DeploymentStatus(name, state["url"] if up else "", ready, revisions, pids, grpc_url=grpc_url)
 
     def _look(self, name: str, key: str, routes: Mapping[str, Any]) -> RevisionStatus:
         processes = self._revisions(name)
@@ -150,6 +159,18 @@ class Deployments:
 
     def _revisions(self, name: str) -> Processes:
         return Processes(self._root / name / "revisions")
+
+
+def _steady(options: Sequence[str], folder: Path) -> Sequence[str]:
+    """Return a router's options, with the gRPC port that it had before where any port will do."""
+    before = _read_json(folder / "router.json").get("grpc_port")
+    free = before is not None and list(_option(options, "--grpc-port")) == ["--grpc-port", "0"]
+    return [*options, "--grpc-port", str(before)] if free else options
+
+
+def _own_port(router: Mapping[str, Any]) -> int:
+    """Return the port of a router on which no TLS stands between it and a driver of this machine; 0 where there is none."""
+    return int(router.get("inner_port") or router.get("port") or 0)
 
 
 def _answers(port: int, path: str) -> bool:
