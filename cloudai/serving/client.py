@@ -128,7 +128,7 @@ def _post(url: str, body: bytes, timeout: float, token: str, tls: Tls | None) ->
         ) from None
     except (ssl.SSLEOFError, ConnectionResetError, BrokenPipeError) as error:
         shows = parts.scheme == "http" or (tls is not None and tls.client_certificate is not None)
-        fix = "look into the server's log" + ("" if shows else "; it may ask for a Tls(client_certificate=…)")
+        fix = "look into the server's log" if shows else "look into its log; it may ask for a Tls(client_certificate=…)"
         raise DriverError(f"{parts.netloc} broke off: {error!r}", fix=fix) from None
     except ssl.SSLError as error:
         raise _mistrust(parts.netloc, error) from None
