@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from cloudai.artifacts.signature import Signature, TensorSpec
 from cloudai.errors import RequestError
 from cloudai.serving import binary, protocol
+from cloudai.serving.asgi import PROTOBUF
 from cloudai.serving.grpc_messages import ModelInferRequest, ModelInferResponse
 from cloudai.serving.protocol import InferenceRequest, Wanted
 
@@ -43,6 +44,8 @@ class GrpcCodec:
 
     An answer has the form of its request: tensors as bytes where they came so, else as lists of their elements.
     """
+
+    kind = PROTOBUF
 
     def __init__(self, name: str, version: str, signature: Signature) -> None:
         self._name, self._version, self._signature = name, version, signature

@@ -23,6 +23,7 @@ from cloudai.files import private_folder, replace_file
 from cloudai.serving.access import Access
 from cloudai.serving.asgi import Application, json_bytes
 from cloudai.serving.doors import Doors, Listening, check_exposure
+from cloudai.serving.http import uvicorn_config
 from cloudai.serving.ports import PortTakenError
 from cloudai.serving.tls import ServerTls
 from cloudai.specs.confidential import start_log
@@ -38,7 +39,6 @@ PORT_TAKEN = 3
 """The exit code of a process whose port somebody else has."""
 
 _LAST_WORD = 0.2  # seconds for gRPC calls to hear the answers that are made
-_KEEP_ALIVE = 75  # seconds; longer than the router's, so that no request meets a connection that is being closed
 _logger = logging.getLogger(__name__)
 S = TypeVar("S", bound="ProcessOptions")
 
@@ -166,30 +166,14 @@ async def _open_http(application: Application, doors: Doors, ending: asyncio.Eve
     opened = {}
     for listener, tls in ((doors.outer, doors.tls), (doors.inner, None)):
         if listener is not None:
-            server = _Server(_uvicorn(application, tls))
+            config = uvicorn_config(application)
+            config.load()
+            config.ssl = tls.context if tls else None
+            server = _Server(config)
             opened[server] = serving = asyncio.create_task(server.serve([listener]))
             serving.add_done_callback(lambda _: ending.set())
             await asyncio.wait([serving, asyncio.create_task(server.listening.wait())], return_when="FIRST_COMPLETED")
     return opened
-
-
-def _uvicorn(application: Application, tls: ServerTls | None) -> uvicorn.Config:
-    config = uvicorn.Config(
-        application,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=1,
-    )
-    config.load()
-    config.ssl = tls.context if tls else None
-    return config
 
 
 def _on_signals() -> asyncio.Event:
@@ -228,6 +212,7 @@ async def _drain(application: Application, grpc: GrpcFace | None, options: Proce
     while application.in_flight and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
     if application.in_flight:
+        application.abandon()
         _logger.warning("%d requests were not finished in %g s", application.in_flight, options.drain_timeout)
     if grpc:
         await grpc.stop(_LAST_WORD)
