@@ -261,7 +261,6 @@ def test_a_deadline_is_passed_down(stub, server, headers):
     assert metric(server, headers, "ml_inference_errors_total") >= 1
 
 
-@pytest.mark.parametrize("served", ["server"], indirect=True)
 def test_a_cancelled_call_is_dropped(stub, server, headers):
     slow_call(stub, server, headers).cancel()
     wait_until(lambda: in_flight(server, headers) == 0, timeout=5)
