@@ -166,16 +166,18 @@ class Deployment(Handle):
         ------
         RequestError
             If the data does not fit the model's signature; nothing is sent then.
+        SpecError
+            If the service asks for a client certificate and `Tls` names none.
         NotReadyError
             If the service does not become ready within a minute.
         """
+        tls = self._client_tls()
         if not self.url:
             self.wait(_PREDICT_WAIT)
         if self.ended:
             raise NotReadyError(f"the deployment {self.name!r} is {self.phase}", fix="deploy the model again")
         arrays = arrays_for(self.model.signature, data, self.model.features)
         token = read_token(self.token_file)
-        tls = self._client_tls()
         return only_output(client.predict(self.url, self.name, arrays, timeout=timeout, token=token, tls=tls))
 
     def _client_tls(self) -> Tls | None:

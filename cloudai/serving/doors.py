@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from cloudai.specs.serving import HERE, Tls
 from cloudai.specs.validation import Spec
 
 __all__ = ["Doors", "Listening", "check_exposure"]
+
+_logger = logging.getLogger(__name__)
 
 
 class Listening(Spec):
@@ -58,6 +61,8 @@ def check_exposure(options: Listening) -> None:
         what = f"cannot listen on {options.host!r} without TLS: the token would travel for all to read"
         fix = "give --tls-certificate and --tls-key; where something in front of it speaks TLS, --plain-http true"
         raise SpecError(what, fix=fix)
+    if options.tls is None:
+        _logger.warning("the token travels in plain HTTP to %s: let something in front speak TLS", options.host)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def model(home):
     return work.recorded_model(torch.nn.Linear(4, 2), ROWS, name="small")
 
 
-def test_client_certificates_to_the_router_and_back(model, tmp_path):
+def test_client_certificates_over_both_protocols_and_a_router_that_comes_back(model, tmp_path):
     ours, theirs = Authority(tmp_path, "ours"), Authority(tmp_path, "theirs")
     server, client = ours.sign("server", names=("localhost", "models.example")), theirs.sign("client", client=True)
     tls = cloudai.Tls(
@@ -39,7 +39,7 @@ def test_client_certificates_to_the_router_and_back(model, tmp_path):
         client_certificate=client.certificate,
         client_key=client.key,
     )
-    deployment = cloudai.deploy(model, host="0.0.0.0", tls=tls).wait(60)
+    deployment = cloudai.deploy(model, host="0.0.0.0", grpc_port=0, tls=tls).wait(60)
     assert deployment.url.startswith("https://localhost:")
     expected = model.predict(ROWS)
     assert np.allclose(deployment.predict(ROWS), expected, atol=1e-6)
@@ -48,10 +48,20 @@ def test_client_certificates_to_the_router_and_back(model, tmp_path):
     refused = subprocess.run(["curl", "-s", "--cacert", ours.file, deployment.url + "/v2/health/live"], capture_output=True)
     assert refused.returncode
     assert not refused.stdout
-    kill(serve_driver("local").inspect("small").pids[0])
-    wait_until(lambda: serve_driver("local").inspect("small").ready, what="a new router, on the same port")
-    assert np.allclose(deployment.predict(ROWS), expected, atol=1e-6)
-    assert deployment.metrics()["requests"] == 3
+    assert deployment.grpc_url in repr(deployment.card())
+    files = {"root_certificates": ours.file, "certificate_chain": client.certificate, "private_key": client.key}
+    headers = {"authorization": f"Bearer {read_token(deployment.token_file)}"}
+    rows = triton.InferInput("input", list(ROWS.shape), "FP32").set_data_from_numpy(ROWS)
+    with triton.InferenceServerClient(
+        deployment.grpc_url, ssl=True, **{key: str(file) for key, file in files.items()}
+    ) as asking:
+        answers = [asking.infer("small", [rows], headers=headers)]
+        kill(serve_driver("local").inspect("small").pids[0])
+        wait_until(lambda: serve_driver("local").inspect("small").ready, what="a new router, on the same ports")
+        assert np.allclose(deployment.predict(ROWS), expected, atol=1e-6)
+        answers.append(asking.infer("small", [rows], headers=headers))
+    assert all(np.allclose(answer.as_numpy("output"), expected, atol=1e-6) for answer in answers)
+    assert deployment.metrics()["requests"] == 5
 
 
 def test_what_cannot_be_exposed_is_refused_before_anything_is_started(model, tmp_path):
@@ -87,27 +97,9 @@ def test_who_has_no_client_certificate_is_told_so(model, tmp_path):
     authority = Authority(tmp_path)
     pair = authority.sign("server")
     tls = cloudai.Tls(certificate=pair.certificate, key=pair.key, client_ca=authority.file)
-    deployment = cloudai.deploy(model, tls=tls).wait(60)
+    deployment = cloudai.deploy(model, tls=tls)
     for ask in (deployment.predict, deployment.curl):
         with pytest.raises(
             errors.SpecError, match=r"asks for a client certificate, and knows none to show\nFix: deploy it with Tls"
         ):
             ask(ROWS)
-
-
-def test_grpc_to_the_revisions_by_their_shares_and_back_on_the_same_port(model, tmp_path):
-    authority = Authority(tmp_path)
-    pair = authority.sign("server", names=("localhost", "127.0.0.1"))
-    tls = cloudai.Tls(certificate=pair.certificate, key=pair.key)
-    deployment = cloudai.deploy(model, grpc_port=0, tls=tls).wait(60)
-    assert deployment.grpc_url.startswith("127.0.0.1:")
-    assert deployment.grpc_url in repr(deployment.card())
-    headers = {"authorization": f"Bearer {read_token(deployment.token_file)}"}
-    rows = triton.InferInput("input", list(ROWS.shape), "FP32").set_data_from_numpy(ROWS)
-    with triton.InferenceServerClient(deployment.grpc_url, ssl=True, root_certificates=str(authority.file)) as client:
-        answer = client.infer("small", [rows], headers=headers)
-        assert np.allclose(answer.as_numpy("output"), model.predict(ROWS), atol=1e-6)
-        kill(serve_driver("local").inspect("small").pids[0])
-        wait_until(lambda: serve_driver("local").inspect("small").ready, what="a new router, on the same port")
-        answer = client.infer("small", [rows], headers=headers)
-        assert np.allclose(answer.as_numpy("output"), model.predict(ROWS), atol=1e-6)

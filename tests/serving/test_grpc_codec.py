@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
@@ -52,6 +52,7 @@ def message_for(array, dtype, *, raw):
 
 
 @pytest.mark.parametrize("dtype", DATATYPES)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_each_datatype_comes_and_goes_in_both_forms(dtype, data):
     kind = dtype_named(datatype(dtype))

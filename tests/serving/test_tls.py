@@ -8,7 +8,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,11 +15,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from cloudai.errors import DriverError, RequestError, SpecError
 from cloudai.serving.client import curl_line, predict
+from cloudai.serving.doors import Doors, check_exposure
+from cloudai.serving.process import ProcessOptions
 from cloudai.serving.tls import ServerTls, check_tls, name_for
 from cloudai.specs.serving import Tls
 from cloudai.state.tokens import read_token, renew_token
 from tests.serving.certificates import Authority, Pair, pem_key
-from tests.serving.processes import MODEL, body_of
+from tests.serving.processes import body_of
 
 X = {"x": np.array([[1, 0]], "float32")}
 READY = "/v2/health/ready"
@@ -292,22 +293,20 @@ def test_bad_files_of_clients_are_named(pair, clients, authority, client_pair, t
     ],
 )
 def test_beyond_this_machine_only_with_tls_and_a_way_to_know_who_asks(tmp_path, authority, clients, options, what):
-    given = {"state": str(tmp_path / "state"), "host": "0.0.0.0"}
+    given = {"state": tmp_path / "state", "host": "0.0.0.0"}
     pair = authority.sign("exposed")
     if options.get("token"):
-        renew_token(tmp_path / "token")
-        given["token_file"] = str(tmp_path / "token")
+        given["token_file"] = tmp_path / "token"
     if options.get("tls"):
         given |= options_of(pair)
     if options.get("ca"):
-        given["client_ca"] = str(clients.file)
+        given["client_ca"] = clients.file
     if options.get("open_key"):
         pair.key.chmod(0o644)
-    ended = subprocess.run([sys.executable, str(MODEL), "2", json.dumps(given)], capture_output=True, text=True, timeout=20)
-    assert ended.returncode == 1
-    assert what in ended.stderr
-    assert ended.stderr.count("\n") == 2
-    assert not (tmp_path / "state").exists()
+    with pytest.raises(SpecError) as caught:
+        check_exposure(ProcessOptions.of(**given))
+        Doors.open(ProcessOptions.of(**given))
+    assert what in str(caught.value)
 
 
 def test_plain_http_beyond_this_machine_is_for_whoever_asks_for_it(start, tmp_path):
@@ -316,6 +315,7 @@ def test_plain_http_beyond_this_machine_is_for_whoever_asks_for_it(start, tmp_pa
     headers = {"authorization": f"Bearer {read_token(tmp_path / 'token')}"}
     assert server.infer([[1, 0]], headers=headers).y == [2]
     assert server.infer([[1, 0]]).status == 401
+    assert "the token travels in plain HTTP to 0.0.0.0" in server.log.read_text()
 
 
 def test_the_router_speaks_tls_and_its_servers_do_not_need_to(start, tmp_path, authority, pair):
