@@ -30,6 +30,8 @@ def check_exposure(spec: DeploySpec, driver: Driver) -> None:
         raise SpecError(what, fix="give tls=cloudai.Tls(certificate=…, key=…)")
     check_port(spec.port, spec.host)
     if spec.grpc_port:
+        if spec.grpc_port == spec.port:
+            raise SpecError(f"HTTP and gRPC cannot share the port {spec.port}", fix="give two, or 0 for free ones")
         check_port(spec.grpc_port, spec.host)
 
 

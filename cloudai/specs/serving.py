@@ -67,7 +67,7 @@ class DeploySpec(Spec):
     """0 lets the driver choose."""
     grpc_port: int | None = Field(default=None, ge=0, le=65535)
     """The port for gRPC; 0 lets the driver choose, without it gRPC is not spoken."""
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", min_length=1)
     """The address to listen on; beyond this machine only with `tls`."""
     tls: Tls | None = None
     """The files of TLS; without them, plain HTTP."""

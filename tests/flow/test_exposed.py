@@ -78,6 +78,7 @@ def test_what_cannot_be_exposed_is_refused_before_anything_is_started(model, tmp
     refused("certificate has expired", tls=cloudai.Tls(certificate=late.certificate, key=late.key))
     refused("cannot be read: No such file", tls=cloudai.Tls(certificate="nowhere.pem", key="nowhere.key"))
     refused("the address 192.0.2.1, port 0, cannot be used: Cannot assign", host="192.0.2.1", tls=tls)
+    refused("cannot share the port 18999", port=18999, grpc_port=18999)
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
