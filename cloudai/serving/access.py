@@ -17,7 +17,7 @@ __all__ = ["OPEN_PATHS", "Access"]
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 """What anybody may ask: whether the process is up, and ready. Load balancers ask it, and it tells nothing else."""
 
-_LOCAL_NAMES = frozenset({b"127.0.0.1", b"localhost"})
+_LOCAL_NAMES = frozenset({b"127.0.0.1", b"localhost", b"[::1]"})
 _logger = logging.getLogger(__name__)
 
 
@@ -88,4 +88,5 @@ class Access:
 
 def _host_of(asked: Asked) -> bytes:
     """Return the name that the client knows us by, without the port; our own where it gave none, as HTTP/1.0 allows."""
-    return (asked.header(b"host") or b"localhost").partition(b":")[0].lower()
+    host = (asked.header(b"host") or b"localhost").lower()
+    return host.partition(b"]")[0] + b"]" if host.startswith(b"[") else host.partition(b":")[0]
