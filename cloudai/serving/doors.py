@@ -69,12 +69,14 @@ def check_exposure(options: Listening) -> None:
 class Doors:
     """Where a process is asked over HTTP: its address, and, where that speaks TLS, a plain one for this machine's driver.
 
-    A driver knows the token and need not be let in by a certificate. Without a token there is no such second one.
+    A driver knows the token and need not be let in by a certificate. Without a token there is no such second one. Where gRPC
+    is spoken, its port is known already, and stays the same for whichever process comes to listen there.
     """
 
     outer: socket.socket
     inner: socket.socket | None
     tls: ServerTls | None
+    grpc_port: int | None
 
     @classmethod
     def open(cls, options: Listening) -> Doors:
@@ -89,7 +91,9 @@ class Doors:
         """
         tls = ServerTls(options.tls) if options.tls else None
         outer = _listen(options.host, options.port)
-        return cls(outer, _listen(HERE, 0) if tls is not None and options.token_file is not None else None, tls)
+        inner = _listen(HERE, 0) if tls is not None and options.token_file is not None else None
+        grpc_port = _free_port(options.host) if options.grpc_port == 0 else options.grpc_port
+        return cls(outer, inner, tls, grpc_port)
 
     @property
     def port(self) -> int:
@@ -106,6 +110,11 @@ class Doors:
         """Return the name and the port under which clients find a port."""
         name = host if self.tls is None else name_for(host, self.tls.current().names)
         return f"{f'[{name}]' if ':' in name else name}:{port}"
+
+
+def _free_port(host: str) -> int:
+    with _listen(host, 0) as probe:
+        return int(probe.getsockname()[1])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -31,11 +31,6 @@ class GrpcFace:
         What answers, as it does over HTTP.
     max_body : int
         Bytes of the largest message that is taken.
-
-    Attributes
-    ----------
-    port : int
-        Where it listens, once it is started.
     """
 
     def __init__(self, application: Application, *, max_body: int) -> None:
@@ -52,7 +47,6 @@ class GrpcFace:
         health = {name: self._handler(method) for name, method in HEALTH.items()}
         for service, handlers in {SERVICE: inference, "grpc.health.v1.Health": health}.items():
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-        self.port = 0
 
     async def start(self, host: str, port: int, tls: ServerTls | None) -> None:
         """Listen.
@@ -65,9 +59,9 @@ class GrpcFace:
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             if tls is None:
-                self.port = self._server.add_insecure_port(address)
+                self._server.add_insecure_port(address)
             else:
-                self.port = self._server.add_secure_port(address, _credentials(tls))
+                self._server.add_secure_port(address, _credentials(tls))
         except RuntimeError:
             raise PortTakenError(port, "somebody else listens there, or it is not ours to take") from None
         await self._server.start()

@@ -25,7 +25,6 @@ from cloudai.serving.asgi import Application, json_bytes
 from cloudai.serving.doors import Doors, Listening, check_exposure
 from cloudai.serving.http import uvicorn_config
 from cloudai.serving.ports import PortTakenError
-from cloudai.serving.tls import ServerTls
 from cloudai.specs.confidential import start_log
 from cloudai.specs.units import Bytes, Seconds
 from cloudai.state import lease
@@ -132,9 +131,9 @@ async def _live(application: Application, doors: Doors, options: ProcessOptions,
 
     ending = _on_signals()
     await application.start()
-    grpc = await _open_grpc(application, doors.tls, options)
-    if grpc is not None:
-        about |= {"grpc_port": grpc.port, "grpc_url": doors.address(options.host, grpc.port)}
+    grpc = await _open_grpc(application, doors, options)
+    if doors.grpc_port is not None:
+        about |= {"grpc_port": doors.grpc_port, "grpc_url": doors.address(options.host, doors.grpc_port)}
     http = await _open_http(application, doors, ending)
     write_state()
     _logger.info("listening on %s:%d for %s", options.host, doors.port, about["url"])
@@ -150,14 +149,14 @@ async def _live(application: Application, doors: Doors, options: ProcessOptions,
     _logger.info("ended")
 
 
-async def _open_grpc(application: Application, tls: ServerTls | None, options: ProcessOptions) -> GrpcFace | None:
+async def _open_grpc(application: Application, doors: Doors, options: ProcessOptions) -> GrpcFace | None:
     """Open the gRPC port where one is asked for; its package is not loaded for the others."""
-    if options.grpc_port is None:
+    if doors.grpc_port is None:
         return None
     from cloudai.serving.grpc_face import GrpcFace
 
     face = GrpcFace(application, max_body=options.max_body)
-    await face.start(options.host, options.grpc_port, tls)
+    await face.start(options.host, doors.grpc_port, doors.tls)
     return face
 
 
