@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy
     from cloudai.specs.resources import Resources, ScalingPolicy
     from cloudai.specs.search import Search, choice, integers, log_uniform, uniform
-    from cloudai.specs.serving import ServerLimits, Tls
+    from cloudai.specs.serving import ServerLimits
     from cloudai.specs.texts import Lora
+    from cloudai.specs.tls import Tls
     from cloudai.specs.training import CheckpointPolicy
     from cloudai.training.context import Context
     from cloudai.training.run import Run
@@ -54,7 +55,7 @@ _WHERE = {
     "Search": "cloudai.specs.search",
     "ServerLimits": "cloudai.specs.serving",
     "Table": "cloudai.training.tables",
-    "Tls": "cloudai.specs.serving",
+    "Tls": "cloudai.specs.tls",
     "attach": "cloudai._api",
     "choice": "cloudai.specs.search",
     "benchmark": "cloudai._api",

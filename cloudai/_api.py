@@ -37,7 +37,8 @@ from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources
 from cloudai.specs.schedule import ScheduleSpec
 from cloudai.specs.search import Search
-from cloudai.specs.serving import DeploySpec, ServerLimits, Tls
+from cloudai.specs.serving import DeploySpec, ServerLimits
+from cloudai.specs.tls import Tls
 from cloudai.specs.training import TrainSpec
 from cloudai.state.leader import ensure_supervisor
 from cloudai.state.ledger import Ledger, Record, open_ledger

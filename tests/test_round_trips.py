@@ -28,8 +28,9 @@ from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.schedule import ScheduleSpec, TableSpec
 from cloudai.specs.search import Choice, Range, Search
-from cloudai.specs.serving import DeploySpec, ServerLimits, Tls
+from cloudai.specs.serving import DeploySpec, ServerLimits
 from cloudai.specs.texts import Lora, TextTask
+from cloudai.specs.tls import Tls
 from cloudai.specs.training import CheckpointPolicy, FailurePolicy, Loop, Source, SourceFile, TrainSpec, Work
 from cloudai.state.ledger import Ledger
 from cloudai.statistics.profiles import Profile

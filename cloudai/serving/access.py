@@ -9,7 +9,7 @@ from pathlib import Path
 from cloudai.errors import SpecError
 from cloudai.files import identity
 from cloudai.serving.asgi import Asked, HttpError
-from cloudai.specs.serving import HERE
+from cloudai.serving.ports import HERE
 from cloudai.state.tokens import read_token
 
 __all__ = ["OPEN_PATHS", "Access"]

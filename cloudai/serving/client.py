@@ -16,7 +16,7 @@ import numpy as np
 from cloudai.errors import CloudAIError, DriverError, NotReadyError, RequestError, SpecError
 from cloudai.serving.protocol import decode_response, encode_request
 from cloudai.serving.tls import client_context
-from cloudai.specs.serving import Tls
+from cloudai.specs.tls import Tls
 
 __all__ = ["curl_line", "predict"]
 

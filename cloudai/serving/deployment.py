@@ -19,7 +19,8 @@ from cloudai.errors import NotReadyError, RunFailedError, SpecError
 from cloudai.planning.spending import Span, Spending, spending
 from cloudai.serving import client
 from cloudai.serving.rollout import Rollout
-from cloudai.specs.serving import DeploySpec, Tls
+from cloudai.specs.serving import DeploySpec
+from cloudai.specs.tls import Tls
 from cloudai.state.handles import Handle
 from cloudai.state.ledger import Ledger, Record
 from cloudai.state.tokens import read_token, renew_token, token_path

@@ -10,9 +10,9 @@ from pathlib import Path
 from pydantic import Field
 
 from cloudai.errors import SpecError
-from cloudai.serving.ports import PortTakenError
+from cloudai.serving.ports import HERE, PortTakenError
 from cloudai.serving.tls import ServerTls, is_loopback, name_for
-from cloudai.specs.serving import HERE, Tls
+from cloudai.specs.tls import Tls
 from cloudai.specs.validation import Spec
 
 __all__ = ["Doors", "Listening", "check_exposure"]

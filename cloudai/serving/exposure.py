@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from cloudai.drivers.protocols import Driver
 from cloudai.errors import SpecError
-from cloudai.serving.ports import check_port
+from cloudai.serving.ports import HERE, check_port
 from cloudai.serving.tls import check_tls, is_loopback
-from cloudai.specs.serving import HERE, DeploySpec
+from cloudai.specs.serving import DeploySpec
 
 __all__ = ["check_exposure", "router_options"]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 
 from cloudai.errors import DriverError, SpecError
-from cloudai.specs.serving import HERE
 
-__all__ = ["PortTakenError", "check_port"]
+__all__ = ["HERE", "PortTakenError", "check_port"]
+
+HERE = "127.0.0.1"
+"""The address of this machine that only this machine reaches."""
 
 
 class PortTakenError(DriverError):

@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 
 from cloudai.errors import SpecError
 from cloudai.files import identity
-from cloudai.specs.serving import HERE, Tls
+from cloudai.serving.ports import HERE
+from cloudai.specs.tls import Tls
 
 __all__ = ["Proven", "ServerTls", "check_tls", "client_context", "is_loopback", "name_for"]
 

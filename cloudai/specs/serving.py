@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from cloudai.specs.resources import Resources
+from cloudai.specs.tls import Tls
 from cloudai.specs.training import Name
 from cloudai.specs.units import Bytes, Seconds
 from cloudai.specs.validation import Spec
 
-__all__ = ["HERE", "DeploySpec", "ServerLimits", "Tls"]
-
-HERE = "127.0.0.1"
-"""The address of this machine that only this machine reaches."""
-
-File = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+__all__ = ["DeploySpec", "ServerLimits"]
 
 
 class ServerLimits(Spec):
@@ -35,27 +28,6 @@ class ServerLimits(Spec):
     """Seconds for one request."""
     sample_rate: float = Field(default=1.0, ge=0, le=1)
     """The share of requests whose rows are kept for the monitor."""
-
-
-class Tls(Spec):
-    """The files with which a deployment speaks TLS, all in PEM. Changed files are read again, and no connection is lost.
-
-    Examples
-    --------
-    >>> Tls(certificate="/etc/tls/models.pem", key="/etc/tls/models.key").client_ca is None
-    True
-    """
-
-    certificate: File
-    """The certificate, followed by those that lead to its authority."""
-    key: File
-    """Its private key, without a password, in a file that only you can read."""
-    client_ca: File | None = None
-    """The authorities of clients: who shows no certificate of theirs is refused before it can ask anything."""
-    client_certificate: File | None = None
-    """The certificate that `Deployment.predict` and `Deployment.curl` show, where there is a `client_ca`."""
-    client_key: File | None = None
-    """Its private key."""
 
 
 class DeploySpec(Spec):

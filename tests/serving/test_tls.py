@@ -18,7 +18,7 @@ from cloudai.serving.client import curl_line, predict
 from cloudai.serving.doors import Doors, check_exposure
 from cloudai.serving.process import ProcessOptions
 from cloudai.serving.tls import ServerTls, check_tls, name_for
-from cloudai.specs.serving import Tls
+from cloudai.specs.tls import Tls
 from cloudai.state.tokens import read_token, renew_token
 from tests.serving.certificates import Authority, Pair, pem_key
 from tests.serving.processes import body_of
