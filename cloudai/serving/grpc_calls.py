@@ -66,14 +66,27 @@ class RefusedError(Exception):
 class Call:
     """One call of a client.
 
+    Parameters
+    ----------
+    application : Application
+        What answers.
+    metadata : iterable of pairs
+        Of the call.
+    seconds : float or None
+        How long the client will wait.
+    client : str
+        Its address.
+
     Attributes
     ----------
     metadata : tuple of pairs
         What the application's last answer says beside its body.
     """
 
-    def __init__(self, application: Application, metadata: Iterable[tuple[str, str | bytes]], seconds: float | None) -> None:
-        self._application = application
+    def __init__(
+        self, application: Application, metadata: Iterable[tuple[str, str | bytes]], seconds: float | None, client: str
+    ) -> None:
+        self._application, self._client = application, client
         self._headers = [(b"host", b"localhost"), (b"content-type", PROTOBUF)]  # no browser can be led here by a name
         if seconds is not None:
             self._headers.append((TIMEOUT, f"{seconds:.6f}".encode()))
@@ -98,9 +111,9 @@ class Call:
         """Ask the application as a client over HTTP would; a status beyond 200 and `but` is raised as `RefusedError`."""
         lane = self._application.express.get(quote(path).encode()) if method == "POST" else None
         if lane is not None:
-            answer = await _answer_express(self._application, lane, _Express(path, self._headers), body)
+            answer = await _answer_express(self._application, lane, _Express(path, self._headers, self._client), body)
         else:
-            answer = await _answer(self._application, _scope(method, path, self._headers), body)
+            answer = await _answer(self._application, _scope(method, path, self._headers, self._client), body)
         self.metadata = answer.metadata
         if answer.status not in {200, but}:
             problem = json.loads(answer.body)
@@ -111,10 +124,11 @@ class Call:
 class _Express(asgi.Call):
     """A call on the application's express lane."""
 
-    __slots__ = ("answer",)
+    __slots__ = ("answer", "client")
 
-    def __init__(self, path: str, headers: list[tuple[bytes, bytes]]) -> None:
+    def __init__(self, path: str, headers: list[tuple[bytes, bytes]], client: str) -> None:
         super().__init__(path, headers)
+        self.client = client
         self.answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
 
     def finish(self, status: int, body: Sequence[bytes | memoryview], *, kind: bytes, headers: Headers = ()) -> None:
@@ -134,11 +148,15 @@ async def _answer_express(
         express.begin(body)
     except HttpError as error:
         call.refuse(error)
+    answer = _Answer(499)  # nginx's code for a client that went away
     try:
-        return await call.answer
+        answer = await call.answer
     finally:
         if express is not None:
             express.lost()  # nothing, where it has been answered
+        if application.accountants:
+            application.account(call, "POST", answer.status, len(answer.body), call.client)
+    return answer
 
 
 async def _answer(application: Application, scope: Mapping[str, Any], body: bytes) -> _Answer:
@@ -165,9 +183,16 @@ async def _answer(application: Application, scope: Mapping[str, Any], body: byte
     return answer
 
 
-def _scope(method: str, path: str, headers: list[tuple[bytes, bytes]]) -> Mapping[str, Any]:
-    raw = quote(path).encode()
-    return {"type": "http", "method": method, "path": path, "raw_path": raw, "query_string": b"", "headers": headers}
+def _scope(method: str, path: str, headers: list[tuple[bytes, bytes]], client: str) -> Mapping[str, Any]:
+    return {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": quote(path).encode(),
+        "query_string": b"",
+        "headers": headers,
+        "client": (client, 0),
+    }
 
 
 async def infer(request: bytes, call: Call) -> bytes:

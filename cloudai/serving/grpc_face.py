@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from urllib.parse import unquote
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else whoever fails a handshake writes into our log
 
@@ -94,7 +95,13 @@ class GrpcFace:
             yield answer.SerializeToString()
 
     def _call(self, context: grpc.aio.ServicerContext) -> Call:
-        return Call(self._application, context.invocation_metadata() or (), context.time_remaining())
+        metadata = context.invocation_metadata() or ()
+        return Call(self._application, metadata, context.time_remaining(), _address(context.peer()))
+
+
+def _address(peer: str) -> str:
+    """Return the address in gRPC's words for a client, such as ``ipv4:127.0.0.1:50051`` or ``ipv6:%5B::1%5D:50051``."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 def _credentials(tls: ServerTls) -> grpc.ServerCredentials:

@@ -21,10 +21,12 @@ from pydantic import Field
 from cloudai.errors import CloudAIError
 from cloudai.files import private_folder, replace_file
 from cloudai.serving.access import Access
+from cloudai.serving.access_log import AccessLog
 from cloudai.serving.asgi import Application, json_bytes
 from cloudai.serving.doors import Doors, Listening, check_exposure
 from cloudai.serving.http import uvicorn_config
 from cloudai.serving.ports import PortTakenError
+from cloudai.serving.tracing import Tracing, tracing_asked
 from cloudai.specs.confidential import start_log
 from cloudai.specs.units import Bytes, Seconds
 from cloudai.state import lease
@@ -49,6 +51,7 @@ class ProcessOptions(Listening):
     max_body: Bytes = Field(default=16 * 2**20, description="bytes of a request")
     drain_delay: Seconds = Field(default=0.5, description="how long new requests are still taken after SIGTERM")
     drain_timeout: Seconds = Field(default=12.0, description="how long requests in flight may take after SIGTERM")
+    access_log: Path | None = Field(default=None, description="file for a line on each request, without what it asked")
     lease_file: Path | None = Field(default=None, description='JSON {"until": unix seconds or null}; past it, the process ends')
     lease_interval: Seconds = Field(default=5.0, description="how often the lease is looked at")
 
@@ -130,6 +133,8 @@ async def _live(application: Application, doors: Doors, options: ProcessOptions,
         replace_file(state, json_bytes(about | application.describe()))
 
     ending = _on_signals()
+    accountants = _accountants(options, application)
+    application.accountants = tuple(accountants)
     await application.start()
     grpc = await _open_grpc(application, doors, options)
     if doors.grpc_port is not None:
@@ -146,6 +151,8 @@ async def _live(application: Application, doors: Doors, options: ProcessOptions,
         server.should_exit = True
         await serving
     await application.stop()
+    for accountant in accountants:
+        await asyncio.to_thread(accountant.close)
     _logger.info("ended")
 
 
@@ -173,6 +180,17 @@ async def _open_http(application: Application, doors: Doors, ending: asyncio.Eve
             serving.add_done_callback(lambda _: ending.set())
             await asyncio.wait([serving, asyncio.create_task(server.listening.wait())], return_when="FIRST_COMPLETED")
     return opened
+
+
+def _accountants(options: ProcessOptions, application: Application) -> list[AccessLog | Tracing]:
+    """Return who keeps account of requests, where somebody asked for it."""
+    accountants: list[AccessLog | Tracing] = []
+    if options.access_log is not None:
+        accountants.append(AccessLog(options.access_log))
+    if tracing_asked():
+        about = {key: str(value) for key, value in application.describe().items() if key in ("model", "version")}
+        accountants.append(Tracing(about.get("model", "cloudai"), {f"ml.{key}": value for key, value in about.items()}))
+    return accountants
 
 
 def _on_signals() -> asyncio.Event:

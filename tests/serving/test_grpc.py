@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import grpc
@@ -284,6 +285,21 @@ def metric(server, headers, name):
     return sum(
         sample.value for family in text_string_to_metric_families(text) for sample in family.samples if sample.name == name
     )
+
+
+def test_calls_are_in_the_access_log_like_other_requests(start, tmp_path):
+    log = tmp_path / "access.jsonl"
+    server = start.server(access_log=str(log), grpc_port=0).wait_until_ready()
+    with triton.InferenceServerClient(f"127.0.0.1:{server.state['grpc_port']}") as client:
+        client.infer("scaler", [tensor()], headers={"x-request-id": "one"})
+        refused(client.infer, "other", [tensor()], headers={"x-request-id": "two"})
+    assert server.terminate().exit_code() == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(line["id"], line["status"], line["client"]) for line in lines] == [
+        ("one", 200, "127.0.0.1"),
+        ("two", 404, "127.0.0.1"),
+    ]
+    assert [line["path"] for line in lines] == ["/v2/models/scaler/infer", "/v2/models/other/infer"]
 
 
 def test_more_than_the_server_takes_is_refused_with_the_time_to_wait(start, tmp_path):
