@@ -14,8 +14,8 @@ from cloudai.state.tokens import read_token
 
 __all__ = ["OPEN_PATHS", "Access"]
 
-OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
-"""What anybody may ask: whether the process is up, and ready. Load balancers ask it, and it tells nothing else."""
+OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/docs"})
+"""What anybody may ask: whether the process is up, and ready, which load balancers ask, and a page that knows nothing."""
 
 _LOCAL_NAMES = frozenset({b"127.0.0.1", b"localhost", b"[::1]"})
 _logger = logging.getLogger(__name__)
