@@ -21,6 +21,9 @@ from cloudai.serving.tls import Proven, ServerTls
 __all__ = ["GrpcFace"]
 
 _MOST_CALLS = 1024
+"""Calls at once, all of whose messages lie in memory; more are refused by gRPC itself."""
+_HANDSHAKE_MS = 10_000
+"""How long a client may take to connect."""
 
 
 class GrpcFace:
@@ -40,6 +43,7 @@ class GrpcFace:
             "grpc.so_reuseport": 0,  # else another process could take the same port, and a part of the calls
             "grpc.max_receive_message_length": max_body,
             "grpc.max_send_message_length": -1,
+            "grpc.server_handshake_timeout_ms": _HANDSHAKE_MS,
             "grpc.compression_enabled_algorithms_bitset": 1,  # none: a small message could become a huge one
         }
         self._server = grpc.aio.server(options=list(options.items()), maximum_concurrent_rpcs=_MOST_CALLS)

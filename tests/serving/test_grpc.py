@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
+import aiohttp
 import grpc
+import grpc.aio
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
@@ -17,6 +20,7 @@ from cloudai import __version__
 from cloudai.serving import grpc_messages
 from cloudai.state.tokens import read_token, renew_token
 from tests.conftest import wait_until
+from tests.serving.processes import body_of
 
 X = np.array([[1, 0], [2, 0]], "float32")
 
@@ -351,3 +355,26 @@ def test_it_is_off_unless_asked_for_and_a_taken_port_is_named(start, server):
     assert second.exit_code() == 3
     assert f"the port {server.state['grpc_port']} cannot be taken" in second.log.read_text()
     assert not second.state_file.exists()
+
+
+def test_both_protocols_at_once_and_nobody_gets_anothers_answer(server, headers):
+    async def asked_all():
+        async with (
+            grpc.aio.insecure_channel(f"127.0.0.1:{server.state['grpc_port']}") as channel,
+            aiohttp.ClientSession() as http,
+        ):
+            infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            calls = [over_grpc(infer, x) for x in range(60)] + [over_http(http, x) for x in range(60, 120)]
+            return await asyncio.gather(*calls)
+
+    async def over_grpc(infer, x):
+        answer = await infer(floats(x, 0).SerializeToString(), metadata=bearer(headers), timeout=20)
+        return service_pb2.ModelInferResponse.FromString(answer).outputs[0].contents.fp32_contents[0]
+
+    async def over_http(http, x):
+        url = f"{server.state['url']}/v2/models/scaler/infer"
+        more = {**headers, "content-type": "application/json"}
+        async with http.post(url, data=body_of([[x, 0]]), headers=more) as answer:
+            return (await answer.json())["outputs"][0]["data"][0]
+
+    assert asyncio.run(asked_all()) == [2 * x for x in range(120)]
