@@ -21,10 +21,12 @@ from cloudai.serving import grpc_messages as messages
 from cloudai.serving.asgi import PROTOBUF, TIMEOUT, Application, Express, Headers, HttpError
 from cloudai.serving.grpc_codec import parsed
 
-__all__ = ["HEALTH", "INFERENCE", "SERVICE", "Call", "Method", "RefusedError", "infer"]
+__all__ = ["HEALTH", "METHODS", "SECURED", "STREAM", "Call", "Method", "RefusedError", "infer", "may_ask"]
+
+SECURED = "/v2"
+"""A path that is answered to whoever may ask for more than health."""
 
 SERVICE = "inference.GRPCInferenceService"
-
 _DROPPED = {"host", "content-length", "content-type", "content-encoding", "transfer-encoding", "connection", "expect"}
 """Metadata that would say something of an HTTP request that it knows nothing of."""
 _RETURNED = (b"x-request-id", b"x-cloudai-revision", b"retry-after")
@@ -87,12 +89,9 @@ class Call:
         self, application: Application, metadata: Iterable[tuple[str, str | bytes]], seconds: float | None, client: str
     ) -> None:
         self._application, self._client = application, client
-        self._headers = [(b"host", b"localhost"), (b"content-type", PROTOBUF)]  # no browser can be led here by a name
+        self._headers = _headers(metadata)
         if seconds is not None:
             self._headers.append((TIMEOUT, f"{seconds:.6f}".encode()))
-        for name, value in metadata:
-            if name not in _DROPPED and name.encode() != TIMEOUT and isinstance(value, str):
-                self._headers.append((name.encode(), value.encode("latin-1", "replace")))
         self.metadata: tuple[tuple[str, str], ...] = ()
 
     async def get(self, path: str) -> Any:
@@ -119,6 +118,23 @@ class Call:
             problem = json.loads(answer.body)
             raise RefusedError(answer.status, problem["error"], problem["fix"], answer.metadata)
         return answer
+
+
+def may_ask(application: Application, metadata: Iterable[tuple[str, str | bytes]]) -> bool:
+    """Whether a call with this metadata may ask for more than health; known before its message is read."""
+    try:
+        application.check(asgi.Asked(SECURED, _headers(metadata)))
+    except HttpError:
+        return False
+    return True
+
+
+def _headers(metadata: Iterable[tuple[str, str | bytes]]) -> list[tuple[bytes, bytes]]:
+    headers = [(b"host", b"localhost"), (b"content-type", PROTOBUF)]  # no browser can be led here by a name
+    for name, value in metadata:
+        if name not in _DROPPED and name.encode() != TIMEOUT and isinstance(value, str):
+            headers.append((name.encode(), value.encode("latin-1", "replace")))
+    return headers
 
 
 class _Express(asgi.Call):
@@ -242,15 +258,20 @@ def _written(message: Any) -> bytes:
 
 Method = Callable[[bytes, Call], Awaitable[bytes]]
 
-INFERENCE: Mapping[str, Method] = {
-    "ServerLive": _server_live,
-    "ServerReady": _server_ready,
-    "ServerMetadata": _server_metadata,
-    "ModelReady": _model_ready,
-    "ModelMetadata": _model_metadata,
-    "ModelInfer": infer,
+HEALTH: Mapping[str, Method] = {
+    f"/{SERVICE}/ServerLive": _server_live,
+    f"/{SERVICE}/ServerReady": _server_ready,
+    "/grpc.health.v1.Health/Check": _health,
 }
-"""The methods of the inference service, each from message to message."""
+"""What anybody may ask, as over HTTP."""
 
-HEALTH: Mapping[str, Method] = {"Check": _health}
-"""The methods of gRPC's health protocol."""
+METHODS: Mapping[str, Method] = {
+    f"/{SERVICE}/ServerMetadata": _server_metadata,
+    f"/{SERVICE}/ModelReady": _model_ready,
+    f"/{SERVICE}/ModelMetadata": _model_metadata,
+    f"/{SERVICE}/ModelInfer": infer,
+}
+"""The others, each from message to message."""
+
+STREAM = f"/{SERVICE}/ModelStreamInfer"
+"""From messages to messages."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 from urllib.parse import unquote
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else whoever fails a handshake writes into our log
@@ -13,7 +15,7 @@ import grpc.aio
 
 from cloudai.errors import RequestError
 from cloudai.serving.asgi import Application
-from cloudai.serving.grpc_calls import HEALTH, INFERENCE, SERVICE, Call, Method, RefusedError, infer
+from cloudai.serving.grpc_calls import HEALTH, METHODS, SECURED, STREAM, Call, Method, RefusedError, infer, may_ask
 from cloudai.serving.grpc_messages import ModelStreamInferResponse
 from cloudai.serving.ports import PortTakenError
 from cloudai.serving.tls import Proven, ServerTls
@@ -22,12 +24,19 @@ __all__ = ["GrpcFace"]
 
 _MOST_CALLS = 1024
 """Calls at once, all of whose messages lie in memory; more are refused by gRPC itself."""
+_FEW = 16
+"""Messages of strangers at once, which ask for health only."""
+_PATIENCE = 2.0
+"""Seconds for such a message to arrive."""
 _HANDSHAKE_MS = 10_000
 """How long a client may take to connect."""
 
 
-class GrpcFace:
+class GrpcFace(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
     """Answers gRPC calls for an application.
+
+    Who may not ask is refused before his message is read: else strangers could fill the memory with messages. Those about
+    health are read a few at a time.
 
     Parameters
     ----------
@@ -47,11 +56,11 @@ class GrpcFace:
             "grpc.compression_enabled_algorithms_bitset": 1,  # none: a small message could become a huge one
         }
         self._server = grpc.aio.server(options=list(options.items()), maximum_concurrent_rpcs=_MOST_CALLS)
-        inference = {name: self._handler(method) for name, method in INFERENCE.items()}
-        inference["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
-        health = {name: self._handler(method) for name, method in HEALTH.items()}
-        for service, handlers in {SERVICE: inference, "grpc.health.v1.Health": health}.items():
-            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        self._server.add_generic_rpc_handlers((self,))
+        self._open = {name: grpc.stream_unary_rpc_method_handler(self._health(method)) for name, method in HEALTH.items()}
+        self._secured = {name: grpc.unary_unary_rpc_method_handler(self._method(method)) for name, method in METHODS.items()}
+        self._secured[STREAM] = grpc.stream_stream_rpc_method_handler(self._stream)
+        self._few = asyncio.Semaphore(_FEW)
 
     async def start(self, host: str, port: int, tls: ServerTls | None) -> None:
         """Listen.
@@ -75,7 +84,15 @@ class GrpcFace:
         """Take no new calls, and end those that are still open after some seconds; a second call can shorten them."""
         await self._server.stop(grace)
 
-    def _handler(self, method: Method) -> grpc.RpcMethodHandler:
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """Return what answers a call, by its method and metadata."""
+        handler = self._secured.get(details.method)
+        if handler is None:
+            return self._open.get(details.method)
+        may = may_ask(self._application, details.invocation_metadata or ())
+        return handler if may else grpc.stream_unary_rpc_method_handler(self._refuse)
+
+    def _method(self, method: Method) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]:
         async def answer(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
             call = self._call(context)
             try:
@@ -87,7 +104,27 @@ class GrpcFace:
             context.set_trailing_metadata(call.metadata)
             return answered
 
-        return grpc.unary_unary_rpc_method_handler(answer)
+        return answer
+
+    def _health(self, method: Method) -> Callable[[Any, grpc.aio.ServicerContext], Awaitable[bytes]]:
+        answer = self._method(method)
+
+        async def read(_: object, context: grpc.aio.ServicerContext) -> bytes:
+            async with self._few:
+                try:
+                    async with asyncio.timeout(_PATIENCE):
+                        request = await context.read()
+                except TimeoutError:
+                    await context.abort(
+                        grpc.StatusCode.DEADLINE_EXCEEDED, "the message did not arrive in time\nFix: send it at once"
+                    )
+            return await answer(b"" if request is grpc.aio.EOF else request, context)
+
+        return read
+
+    async def _refuse(self, _: object, context: grpc.aio.ServicerContext) -> bytes:
+        """Say why, without reading what is asked."""
+        return await self._method(lambda _, call: call.get(SECURED))(b"", context)
 
     async def _stream(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
         """Answer one request after the other, as Triton does; one that is refused is answered so, and the stream goes on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 
 import aiohttp
@@ -162,6 +163,17 @@ def test_without_the_token_only_health_is_answered(client, stub, given):
         assert "the token is missing or wrong\nFix: send 'authorization: Bearer '" in error.message()
     checked = stub("Check", "grpc.health.v1.Health")(b"")
     assert checked == b"\x08\x01"  # SERVING
+
+
+def test_a_stranger_is_refused_before_he_has_sent_anything(served):
+    forever = threading.Event()
+    with grpc.insecure_channel(f"127.0.0.1:{served.state['grpc_port']}") as channel:
+        for method in ("ModelInfer", "ModelMetadata", "ModelStreamInfer"):
+            call = channel.stream_unary(f"/inference.GRPCInferenceService/{method}").future(iter(forever.wait, None))
+            assert call.exception(5).code() == grpc.StatusCode.UNAUTHENTICATED
+        late = channel.stream_unary("/inference.GRPCInferenceService/ServerLive").future(iter(forever.wait, None))
+        assert late.exception(5).code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    forever.set()
 
 
 def test_health_in_grpcs_own_words(stub):
