@@ -33,11 +33,12 @@ from cloudai.serving.advance import needs_of as deployment_needs
 from cloudai.serving.deployment import Deployment, deployment_spending, model_entry, revision_id
 from cloudai.serving.exposure import check_exposure
 from cloudai.serving.rollout import Rollout
+from cloudai.serving.scaling import check_autoscaling
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources
 from cloudai.specs.schedule import ScheduleSpec
 from cloudai.specs.search import Search
-from cloudai.specs.serving import DeploySpec, ServerLimits
+from cloudai.specs.serving import AutoscalingPolicy, DeploySpec, ServerLimits
 from cloudai.specs.tls import Tls
 from cloudai.specs.training import TrainSpec
 from cloudai.state.leader import ensure_supervisor
@@ -83,6 +84,7 @@ class DeployOptions(TypedDict, total=False):
     tls: Tls | None
     resources: Resources
     limits: ServerLimits
+    autoscaling: AutoscalingPolicy
     lease: str | float | None
 
 
@@ -206,8 +208,8 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
         A model; a run, whose model is deployed as soon as there is one; or a model's name as for `load_model`.
     **options
         ``name`` (by default the model's), ``on`` (the driver), ``port``, ``grpc_port`` (0 takes a free one; without it gRPC is
-        not spoken), ``host`` (the address to listen on, by default this machine only), ``tls`` (a `Tls`), ``resources``,
-        ``limits`` and ``lease`` (how long it stays up when no live handle renews it; ``None`` for ever).
+        not spoken), ``host`` (the address to listen on, by default this machine only), ``tls`` (a `Tls`), ``resources`` (of one
+        replica), ``limits``, ``autoscaling`` (how many replicas; one by default) and ``lease`` (how long it stays up when no live handle renews it; ``None`` for ever).
 
     Raises
     ------
@@ -222,10 +224,11 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
     revision, entry = _revision(model)
     name = options.get("name") or (model.spec.model_name if isinstance(model, Run) else model.name)
     lease = options.get("lease", settings.current().deployment_lease)
-    asked = ("on", "port", "grpc_port", "host", "tls", "resources", "limits")
+    asked = ("on", "port", "grpc_port", "host", "tls", "resources", "limits", "autoscaling")
     values = {key: value for key, value in options.items() if key in asked and value is not None}
     spec = DeploySpec.of(name=name, lease=lease, **values)
     driver = registry.serve_driver(spec.on)
+    check_autoscaling(spec.autoscaling, driver)
     offer = _offer_at_once(driver, deployment_needs(spec))
     if driver.capabilities.here:
         require("serving", "serve", "torch", "uvicorn", "aiohttp", "prometheus_client")
