@@ -11,7 +11,7 @@ from cloudai import __version__
 from cloudai.display import nearest
 from cloudai.errors import DataError, RequestError
 from cloudai.serving import binary, openapi, page, protocol
-from cloudai.serving.asgi import Application, Asked, Call, Exchange, ExpressLane, Headers, HttpError, json_bytes
+from cloudai.serving.asgi import PROTOBUF, Application, Asked, Call, Exchange, ExpressLane, Headers, HttpError, json_bytes
 from cloudai.serving.metrics import ServerMetrics, exposition
 from cloudai.serving.service import ModelService, Place
 from cloudai.serving.shadow import HEADER as SHADOW
@@ -218,25 +218,28 @@ class Inference:
         If it is refused by what its head says, or for overload.
     """
 
-    __slots__ = ("_begun", "_call", "_header_length", "_place", "_request", "_service", "max_body")
+    __slots__ = ("_begun", "_call", "_codec", "_header_length", "_place", "_request", "_service", "max_body")
 
     def __init__(self, service: ModelService, call: Call) -> None:
         self._begun = time.perf_counter()
         self._service, self._call = service, call
         limits = service.limits
         self.max_body = limits.max_body
+        as_message = call.header(b"content-type") == PROTOBUF
+        self._codec = service.grpc_codec if as_message else service.codec
         try:
-            self._header_length = _header_length(call)
+            self._header_length = None if as_message else _header_length(call)
+            seconds = call.seconds(limits.timeout)
             call.check_length(limits.max_body)
         except HttpError as error:
             service.refused(error)
             raise
-        self._place = service.admit(asyncio.get_running_loop().time() + limits.timeout, self._answer)
+        self._place = service.admit(asyncio.get_running_loop().time() + seconds, self._answer)
 
     def begin(self, body: bytes) -> None:
         """Have the request computed: its body is whole."""
         try:
-            self._request = self._service.codec.decode(body, self._header_length)
+            self._request = self._codec.decode(body, self._header_length)
         except RequestError as error:
             self._place.refuse(HttpError(400, error.what, fix=error.fix))
         else:
@@ -257,7 +260,7 @@ class Inference:
             return
         assert place.outputs is not None
         try:
-            pieces, head = self._service.codec.encode(place.outputs, self._request)
+            pieces, head = self._codec.encode(place.outputs, self._request)
         except DataError as error:
             failure = self._service.failure(self._call.id, error)
             self._service.refused(failure)
@@ -265,7 +268,7 @@ class Inference:
             return
         self._service.metrics.answered(time.perf_counter() - self._begun, self._request.rows)
         if head is None:
-            self._call.finish(200, pieces, kind=_JSON)
+            self._call.finish(200, pieces, kind=self._codec.kind)
         else:
             self._call.finish(200, pieces, kind=_OCTETS, headers=[(binary.HEADER, b"%d" % head)])
 

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 __all__ = [
     "AGAIN",
+    "PROTOBUF",
+    "TIMEOUT",
     "Account",
     "Application",
     "Asked",
@@ -35,6 +37,11 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 AGAIN = ((b"retry-after", b"1"),)
 """The header of a refusal that is over soon."""
+
+TIMEOUT = b"x-request-timeout"
+"""The header that says how many seconds the client will wait."""
+PROTOBUF = b"application/x-protobuf"
+"""The content type of a message of gRPC that travels over HTTP."""
 
 _NOTHING: Mapping[str, Any] = {}
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
@@ -91,6 +98,25 @@ class Asked:
     def header(self, name: bytes) -> bytes | None:
         """Return the first header of that lower-case name."""
         return self._headers.get(name)
+
+    def seconds(self, most: float) -> float:
+        """Return how long the answer may take: `most`, or less where the client says so.
+
+        Raises
+        ------
+        HttpError
+            400 if it says so without a number.
+        """
+        given = self._headers.get(TIMEOUT)
+        if given is None:
+            return most
+        try:
+            seconds = float(given)
+        except ValueError:
+            seconds = -1.0
+        if not 0 <= seconds < float("inf"):
+            raise HttpError(400, "x-request-timeout is no number of seconds", fix="send one such as 0.5")
+        return min(most, seconds)
 
     def check_length(self, limit: int) -> None:
         """Raise `HttpError` 413 if the body will be longer than `limit` bytes, by what its head says."""

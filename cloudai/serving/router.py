@@ -31,7 +31,7 @@ from cloudai.serving.routes import RouteFile, RouteTable
 from cloudai.serving.shadow import HEADER as SHADOW
 from cloudai.serving.shadow import Answered, Mirror
 from cloudai.serving.wakeup import WaitingRoom
-from cloudai.specs.units import Bytes, Seconds
+from cloudai.specs.units import Seconds
 from cloudai.state import news
 
 __all__ = ["RouterApplication", "RouterOptions", "main"]
@@ -56,7 +56,6 @@ _logger = logging.getLogger(__name__)
 class RouterOptions(ProcessOptions):
     """How a deployment is routed."""
 
-    max_body: Bytes = Field(default=16 * 2**20, description="bytes of a request")
     max_in_flight: int = Field(default=1024, ge=1, description="requests at once; more are answered 429")
     max_waiting: int = Field(default=256, ge=0, description="requests that wait for a replica; more are answered 429")
     timeout: Seconds = Field(
