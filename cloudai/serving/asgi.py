@@ -23,14 +23,23 @@ _logger = logging.getLogger(__name__)
 
 
 class HttpError(Exception):
-    """An answer that refuses: its status, what is wrong, and how to mend it."""
+    """An answer that refuses: its status, what is wrong, and how to mend it; for OpenAI's clients also where, and a code."""
 
-    def __init__(self, status: int, what: str, *, fix: str, headers: Headers = ()) -> None:
+    def __init__(
+        self, status: int, what: str, *, fix: str, headers: Headers = (), param: str | None = None, code: str | None = None
+    ) -> None:
         super().__init__(what)
         self.status = status
         self.what = what
         self.fix = fix
         self.headers = tuple(headers)
+        self.param, self.code = param, code
+
+    def for_openai(self) -> dict[str, Any]:
+        """Return the body that OpenAI's clients know."""
+        kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": f"{self.what}; {self.fix}", "type": kind, "param": self.param, "code": self.code}}
 
 
 class LostClientError(Exception):
@@ -92,6 +101,11 @@ class Exchange:
             more = message["more_body"]
         return b"".join(chunks)
 
+    async def gone(self) -> None:
+        """Return when the client has gone away, or its answer is whole; its body must have been read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
     async def start(self, status: int, headers: Headers) -> None:
         """Send the status and the headers, among them the request's id."""
         own = [(b"x-request-id", self.id.encode())]
@@ -114,6 +128,8 @@ class Exchange:
         """Answer with what is wrong, unless another answer is already on its way."""
         if not self.started:
             problem = {"error": error.what, "fix": error.fix, "request_id": self.id}
+            if self.path.startswith("/v1/"):
+                problem = error.for_openai()
             await self.reply(error.status, json_bytes(problem), headers=error.headers)
 
 
