@@ -1,4 +1,4 @@
-"""The model server: one process for one version of one model.
+"""The model server: one process for a model, or for several models and versions.
 
 ``python -m cloudai.serving.server --model URI --state FOLDER`` writes ``FOLDER/server.json`` once it answers requests.
 """
@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 from pydantic import Field
 
 from cloudai.serving.access import Access
@@ -17,6 +20,7 @@ from cloudai.serving.app import ModelApplication
 from cloudai.serving.engine import Servable
 from cloudai.serving.process import ProcessOptions, errors_in_two_lines, read_arguments, run
 from cloudai.serving.samples import SampleLog
+from cloudai.serving.service import ModelService
 from cloudai.specs.serving import ServerLimits
 from cloudai.specs.units import Bytes
 
@@ -34,39 +38,60 @@ class ServerOptions(ProcessOptions, ServerLimits):
     instance: str = Field(default="", description='the label "instance" of the metrics; by default host:port')
 
 
-def serve(servable: Servable, options: ServerOptions) -> NoReturn:
+Example = Mapping[str, np.ndarray]
+
+
+def serve(servable: Servable, options: ServerOptions, *, example: Example | None = None) -> NoReturn:
     """Serve a model until told to end; see `cloudai.serving.process.run` for how that goes.
 
     State goes to ``server.json`` (pid, port, ready, model, version) and kept rows to ``samples/``, in ``options.state``.
-    """
 
-    def make(port: int, access: Access) -> ModelApplication:
-        return ModelApplication(
+    Parameters
+    ----------
+    example : mapping of str to array, optional
+        A few rows that the model takes: it is tried with them before it is ready, and requests are batched where that pays.
+    """
+    run(lambda port, access: _application([(servable, example)], options, port, access), options, state_file="server.json")
+
+
+def _application(
+    models: Sequence[tuple[Servable, Example | None]], options: ServerOptions, port: int, access: Access
+) -> ModelApplication:
+    one = len(models) == 1
+    services = [
+        ModelService(
             servable,
-            name=options.name or servable.name,
+            example=example,
+            name=(options.name if one else "") or servable.name,
             limits=options,
             threads=options.threads,
             instance=options.instance or f"{options.host}:{port}",
-            open_samples=lambda dropped: SampleLog(
-                options.state / "samples", rate=options.sample_rate, max_bytes=options.sample_bytes, dropped=dropped
-            ),
-            check=access.check,
+            open_samples=_samples(options, options.state / "samples" / ("" if one else f"{servable.name}-{servable.version}")),
         )
+        for servable, example in models
+    ]
+    return ModelApplication(services, check=access.check)
 
-    run(make, options, state_file="server.json")
+
+def _samples(options: ServerOptions, folder: Path) -> Callable[[Callable[[int], None]], SampleLog]:
+    return lambda dropped: SampleLog(folder, rate=options.sample_rate, max_bytes=options.sample_bytes, dropped=dropped)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Serve the model of a folder or URL."""
+    """Serve the models of some folders or URLs."""
     parser = argparse.ArgumentParser("python -m cloudai.serving.server")
-    parser.add_argument("--model", required=True, help="folder or fsspec URL of the model")
-    parser.add_argument("--digest", default="", help="the digest that the model must have")
+    parser.add_argument(
+        "--model", required=True, action="append", help="folder or fsspec URL of a model; given again, another model or version"
+    )
+    parser.add_argument("--digest", default=[], action="append", help="the digest that the model must have, in the same order")
     with errors_in_two_lines():
         options, asked = read_arguments(ServerOptions, parser, arguments)
         from cloudai.artifacts.model import Model
 
-        servable = Model.open(asked.model, asked.digest).servable()
-    serve(servable, options)
+        digests = itertools.chain(asked.digest, itertools.repeat(""))
+        models = [Model.open(uri, digest) for uri, digest in zip(asked.model, digests, strict=False)]
+        loaded = [(model.servable(), model.example) for model in models]
+    run(lambda port, access: _application(loaded, options, port, access), options, state_file="server.json")
 
 
 if __name__ == "__main__":
