@@ -38,13 +38,13 @@ class TextServable:
         self.name = name
         self.version = version
         self.signature = signature
-        self._model = model
+        self.model = model
         self._lock = threading.Lock()
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Answer texts, one row for each."""
         with self._lock:  # a tokenizer keeps its padding and truncation in itself
-            return self._model.answers(inputs)
+            return self.model.answers(inputs)
 
 
 def pack(model: TextModel, example: Mapping[str, np.ndarray]) -> tuple[dict[str, bytes], Signature]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from cloudai import __version__
@@ -12,14 +12,13 @@ from cloudai.display import nearest
 from cloudai.errors import DataError, RequestError
 from cloudai.serving import binary, protocol
 from cloudai.serving.asgi import Application, Exchange, HttpError, json_bytes
+from cloudai.serving.faces import Face
 from cloudai.serving.metrics import ServerMetrics, exposition
 from cloudai.serving.service import ModelService
 
 __all__ = ["Handler", "ModelApplication"]
 
 Handler = Callable[[Exchange], Awaitable[None]]
-Routes = Mapping[str, tuple[str, Handler]]
-
 _EXTENSIONS = ["binary_tensor_data"]
 _JSON, _OCTETS = b"application/json", b"application/octet-stream"
 
@@ -33,19 +32,21 @@ class ModelApplication(Application):
         The models. Of several versions of one name, the first answers where no version is asked for.
     check : callable
         Refuses a request that may not be answered.
-    more : sequence of mappings
-        Further paths, with their method and handler.
+    faces : sequence of Face
+        What it speaks beside the Open Inference Protocol.
     """
 
     def __init__(
-        self, services: Sequence[ModelService], *, check: Callable[[Exchange], None], more: Sequence[Routes] = ()
+        self, services: Sequence[ModelService], *, check: Callable[[Exchange], None], faces: Sequence[Face] = ()
     ) -> None:
         super().__init__(check=check)
         self._services = tuple(services)
         self._metrics = ServerMetrics(service.metrics for service in services)
         self._routes = self._table()
-        for routes in more:
-            self._routes |= routes
+        self._faces = tuple(faces)
+        for face in self._faces:
+            self._metrics.registry.register(face.registry)
+            self._routes |= {path: (method, self._taken(handler)) for path, (method, handler) in face.routes().items()}
 
     @property
     def in_flight(self) -> int:
@@ -53,10 +54,14 @@ class ModelApplication(Application):
         return sum(service.in_flight for service in self._services)
 
     async def start(self) -> None:
-        """Nothing to do: the models are in memory already."""
+        """Start the faces; the models are in memory already."""
+        for face in self._faces:
+            await face.start()
 
     async def stop(self) -> None:
-        """Write the last samples."""
+        """End the faces, and write the last samples."""
+        for face in self._faces:
+            await face.close()
         for service in self._services:
             await service.stop()
 
@@ -93,6 +98,13 @@ class ModelApplication(Application):
                 routes[f"{path}/ready"] = ("GET", self._ready)
                 routes[f"{path}/infer"] = ("POST", model.infer)
         return routes
+
+    def _taken(self, handler: Handler) -> Handler:
+        async def answer(exchange: Exchange) -> None:
+            self.check_accepting()
+            await handler(exchange)
+
+        return answer
 
     def _unknown(self, path: str) -> HttpError:
         here = ", ".join(f"{service.name} {service.version}" for service in self._services)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-__all__ = ["Deliver", "EngineBusyError", "Finish", "GenerationEngine", "Likelihood", "Piece", "Sampling", "Ticket"]
+__all__ = ["Deliver", "EngineBusyError", "Finish", "GenerationEngine", "Likelihood", "Order", "Piece", "Sampling", "Ticket"]
 
 Finish = Literal["stop", "length", "error"]
 """Why a text ended: by itself or at a stop string, at the most tokens, or by a failure of the model."""
@@ -89,6 +89,26 @@ class Piece:
     likelihoods: tuple[Likelihood, ...] = ()
 
 
+@dataclass(frozen=True)
+class Order:
+    """A text to be written.
+
+    Attributes
+    ----------
+    prompt : sequence of int
+        Tokens, at least one; with ``sampling.max_tokens`` no more than the engine's context.
+    opening : sequence of int
+        Tokens that the text goes on from where the two are put together, so that a space between them is not lost.
+    choice : int
+        Which of several texts for one prompt it is: with the same seed, each is another one.
+    """
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    opening: Sequence[int] = ()
+    choice: int = 0
+
+
 Deliver = Callable[[Piece], None]
 """Takes the pieces of one text, in the event loop."""
 
@@ -121,17 +141,8 @@ class GenerationEngine(Protocol):
     async def close(self) -> None:
         """Drop what is unfinished, and end."""
 
-    def write(self, prompt: Sequence[int], sampling: Sampling, deliver: Deliver, *, opening: Sequence[int] = ()) -> Ticket:
-        """Write after a prompt.
-
-        Parameters
-        ----------
-        prompt : sequence of int
-            Tokens, at least one; with ``sampling.max_tokens`` no more than `context`.
-        deliver : callable
-            Gets each piece; the last one says how it ended.
-        opening : sequence of int
-            Tokens that the text goes on from where it is put together, so that a space between the two is not lost.
+    def write(self, order: Order, deliver: Deliver) -> Ticket:
+        """Write a text; `deliver` gets each piece, and the last one says how it ended.
 
         Raises
         ------

@@ -15,7 +15,7 @@ from typing import Protocol
 import psutil
 import torch
 
-from cloudai.serving.generation import Deliver, EngineBusyError, Finish, Likelihood, Piece, Sampling
+from cloudai.serving.generation import Deliver, EngineBusyError, Finish, Likelihood, Order, Piece
 from cloudai.serving.generation_rows import Decoder
 from cloudai.serving.generation_sampling import Sampler, choose
 from cloudai.serving.generation_texts import TextStream
@@ -33,24 +33,24 @@ class Watcher(Protocol):
     """Is told what the engine does; called in its thread."""
 
     def first(self, seconds: float, prompt_tokens: int) -> None:
-        """A text got its first token, so long after it was asked for."""
+        """Count a text's first token, and how long after it was asked for it came."""
 
     def wrote(self, tokens: int) -> None:
-        """So many tokens were written in a step."""
+        """Count the tokens of a step."""
 
     def ended(self, finish: str) -> None:
-        """A text ended, or was cancelled."""
+        """Count the end of a text, by itself or cancelled."""
 
 
 class _Text:
     """A text that is being written, and the ticket of whoever waits for it."""
 
-    def __init__(
-        self, prompt: Sequence[int], sampling: Sampling, deliver: Deliver, stream: TextStream, choice: int
-    ) -> None:
-        self.tokens, self.prompt_length = list(prompt), len(prompt)
-        self.sampling, self.deliver, self.stream = sampling, deliver, stream
-        self.sampler = Sampler(sampling, choice=choice)
+    def __init__(self, order: Order, deliver: Deliver, decode: Callable[[Sequence[int]], str]) -> None:
+        self.tokens, self.prompt_length = list(order.prompt), len(order.prompt)
+        self.longest = self.prompt_length + order.sampling.max_tokens
+        self.deliver = deliver
+        self.stream = TextStream(decode, stop=order.sampling.stop, opening=order.opening)
+        self.sampler = Sampler(order.sampling, choice=order.choice)
         self.known = 0  # tokens that the decoder has
         self.asked = self.seated = time.monotonic()
         self.cancelled = False
@@ -58,11 +58,6 @@ class _Text:
     def cancel(self) -> None:
         """Write no more; the engine sees it before its next step."""
         self.cancelled = True
-
-    @property
-    def longest(self) -> int:
-        """How many tokens it may come to have."""
-        return self.prompt_length + self.sampling.max_tokens
 
     @property
     def left(self) -> int:
@@ -147,12 +142,9 @@ class BatchingEngine:
             self._changed.notify()
         await asyncio.to_thread(self._thread.join, 5.0)
 
-    def write(
-        self, prompt: Sequence[int], sampling: Sampling, deliver: Deliver, *, opening: Sequence[int] = (), choice: int = 0
-    ) -> _Text:
-        """Write after a prompt; see `GenerationEngine.write`."""
-        stream = TextStream(self._decode, stop=sampling.stop, opening=opening)
-        text = _Text(prompt, sampling, deliver, stream, choice)
+    def write(self, order: Order, deliver: Deliver) -> _Text:
+        """Write a text; see `GenerationEngine.write`."""
+        text = _Text(order, deliver, self._decode)
         with self._changed:
             wait = self._wait()
             if len(self._waiting) >= self._most_waiting or wait > self._patience:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from cloudai.serving.generation import GenerationEngine
@@ -12,10 +14,17 @@ _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0,
 
 
 class GenerationMetrics:
-    """Counters of one engine, in the registry and with the labels of its server."""
+    """Counters of one engine.
 
-    def __init__(self, registry: CollectorRegistry, labels: dict[str, str]) -> None:
-        names = tuple(labels)
+    Parameters
+    ----------
+    labels : sequence of str
+        The values of ``model_name``, ``version`` and ``instance``.
+    """
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.registry = registry = CollectorRegistry()
+        names = ("model_name", "version", "instance")
         self._labels = labels
         self._running = Gauge("ml_num_requests_running", "Texts being written", names, registry=registry)
         self._waiting = Gauge("ml_num_requests_waiting", "Texts that wait for a place", names, registry=registry)
@@ -31,13 +40,13 @@ class GenerationMetrics:
         self._ended = Counter(
             "ml_generations_total", "Texts ended, by their reason", (*names, "finished_reason"), registry=registry
         )
-        self._first, self._prompts = first.labels(**labels), prompts.labels(**labels)
-        self._written = written.labels(**labels)
+        self._first, self._prompts = first.labels(*labels), prompts.labels(*labels)
+        self._written = written.labels(*labels)
 
     def watch(self, engine: GenerationEngine) -> None:
         """Read from an engine how many texts it has."""
-        self._running.labels(**self._labels).set_function(lambda: engine.running)
-        self._waiting.labels(**self._labels).set_function(lambda: engine.waiting)
+        self._running.labels(*self._labels).set_function(lambda: engine.running)
+        self._waiting.labels(*self._labels).set_function(lambda: engine.waiting)
 
     def first(self, seconds: float, prompt_tokens: int) -> None:
         """Count a text's first token."""
@@ -50,4 +59,4 @@ class GenerationMetrics:
 
     def ended(self, finish: str) -> None:
         """Count the end of a text."""
-        self._ended.labels(**self._labels, finished_reason=finish).inc()
+        self._ended.labels(*self._labels, finish).inc()

@@ -53,8 +53,8 @@ class Decoder(Protocol):
 class RowDecoder:
     """All texts in one tensor for each layer, a row for each text, from its first token on; steps are computed together.
 
-    A row is as wide as the longest text, so memory is texts × longest. Nothing is moved when a text comes; when one ends, the last
-    row takes its place.
+    A row is as wide as the longest text, so memory is texts × longest. Nothing is moved when a text comes; when one ends,
+    the last row takes its place.
     """
 
     def __init__(self, model: Any, *, capacity: int) -> None:
@@ -114,11 +114,14 @@ def _mask(columns: torch.Tensor, width: int, dtype: torch.dtype) -> torch.Tensor
 class _RowCache(Cache):
     """What a model of transformers asks for keys and values."""
 
+    layers: list[Any]
+
     def __init__(self) -> None:
-        super().__init__(layer_class_to_replicate=self._layer)
+        make: Any = self._layer  # as a class: it is called for each layer when that is first asked for
+        super().__init__(layer_class_to_replicate=make)
 
     def _layer(self) -> _RowLayer:
-        layer = _RowLayer()
+        layer = _RowLayer()  # type: ignore[no-untyped-call]
         layer.plan = self._plan
         return layer
 
@@ -140,11 +143,13 @@ class _Plan:
         self.columns, self.width, self.all_rows = columns, width, all_rows
 
 
-class _RowLayer(CacheLayerMixin):
+class _RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """Keys and values of one layer, as [row, column, head, number]."""
 
     is_sliding = False
     plan: _Plan
+    keys: Any
+    values: Any
 
     @property
     def token_bytes(self) -> int:
@@ -153,7 +158,8 @@ class _RowLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Begin with no room; `update` makes it."""
-        self.keys, self.values = (states.new_zeros(0, 0, states.shape[1], states.shape[3]) for states in (key_states, value_states))
+        both = (key_states, value_states)
+        self.keys, self.values = (states.new_zeros(0, 0, states.shape[1], states.shape[3]) for states in both)
         self.is_initialized = True
 
     def update(
@@ -165,7 +171,8 @@ class _RowLayer(CacheLayerMixin):
         plan = self.plan
         self.keys = self._kept(self.keys, key_states, plan)
         self.values = self._kept(self.values, value_states, plan)
-        return tuple(tensor[plan.rows, : plan.width].transpose(1, 2) for tensor in (self.keys, self.values))  # type: ignore[return-value]
+        rows, columns = plan.rows, slice(plan.width)
+        return self.keys[rows, columns].transpose(1, 2), self.values[rows, columns].transpose(1, 2)
 
     def _kept(self, store: torch.Tensor, states: torch.Tensor, plan: _Plan) -> torch.Tensor:
         rows, width = store.shape[:2]
@@ -248,9 +255,9 @@ def decoder_for(model: Any, *, capacity: int) -> Decoder:
 
 def _looks_at_all(config: Any, capacity: int) -> bool:
     """Whether every layer looks back on the whole text, as far as it may go."""
-    window = getattr(config, "sliding_window", None)
+    window = int(getattr(config, "sliding_window", None) or 0)
     kinds = getattr(config, "layer_types", None)
-    slides = bool(window) and window < capacity and (kinds is None or "sliding_attention" in kinds)
+    slides = 0 < window < capacity and (kinds is None or "sliding_attention" in kinds)
     others = set(kinds or ()) - {"full_attention", "sliding_attention"}
     return not slides and not others
 

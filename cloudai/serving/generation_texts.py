@@ -29,7 +29,9 @@ class TextStream:
     (['a', 'n', ' ', '', '', '', ''], True)
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], *, stop: Sequence[str] = (), opening: Sequence[int] = ()) -> None:
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], *, stop: Sequence[str] = (), opening: Sequence[int] = ()
+    ) -> None:
         self._decode, self._stop = decode, tuple(stop)
         self._tokens = list(opening[-_LOOK_BACK:])
         self._told = len(self._tokens)  # tokens whose text is known

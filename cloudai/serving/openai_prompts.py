@@ -36,6 +36,12 @@ class Prompts:
             tokens: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return tokens or [self._stand_in]
 
+    def count(self, text: str) -> int:
+        """Return how many tokens a text has with those that mark its begin and end."""
+        _check_unicode(text)
+        with self._lock:
+            return len(self._tokenizer(text, verbose=False, truncation=False)["input_ids"])
+
     def of_tokens(self, tokens: Sequence[int]) -> list[int]:
         """Return tokens that a client has made itself.
 
@@ -59,12 +65,13 @@ class Prompts:
         """
         if not self._tokenizer.chat_template:
             fix = "set tokenizer.chat_template before training or bringing the model, or ask /v1/completions"
-            raise HttpError(400, "the model's tokenizer has no chat template", fix=fix, param="messages", code="no_chat_template")
+            what = "the model's tokenizer has no chat template"
+            raise HttpError(400, what, fix=fix, param="messages", code="no_chat_template")
         for message in messages:
             _check_unicode(message["content"])
         try:
             text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # what a template raises is as various as templates are
+        except Exception as error:  # noqa: BLE001  what a template raises is as various as templates are
             what = f"the model's chat template refuses these messages: {str(error)[:200]}"
             raise HttpError(400, what, fix="send the roles in the order that it wants", param="messages") from None
         return self.of_text(text)

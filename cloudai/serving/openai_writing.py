@@ -5,29 +5,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from cloudai.artifacts.servable import Servable
+from prometheus_client import CollectorRegistry
+
+from cloudai.artifacts.text_models import TextModel
 from cloudai.serving.asgi import Exchange, HttpError, LostClientError, json_bytes
-from cloudai.serving.faces import Host, Routes
-from cloudai.serving.generation import EngineBusyError, GenerationEngine, Piece, Sampling, Ticket
+from cloudai.serving.deadlines import Deadline
+from cloudai.serving.faces import Routes
+from cloudai.serving.generation import EngineBusyError, GenerationEngine, Order, Piece
+from cloudai.serving.generation_metrics import GenerationMetrics
 from cloudai.serving.openai_answers import DONE, Answer, ChatAnswer, CompletionAnswer, event
 from cloudai.serving.openai_models import Models
 from cloudai.serving.openai_prompts import Prompts
 from cloudai.serving.openai_requests import ChatRequest, CompletionRequest
+from cloudai.serving.service import ModelService
 
 __all__ = ["WritingFace"]
 
 _STREAM = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+_CUT = HttpError(503, "the text was cut off: the server has ended, or it took too long", fix="send the request again")
 
 
 @dataclass(frozen=True)
-class _Order:
+class _Asked:
     """Texts to be written, and the answer that they become."""
 
-    texts: Sequence[tuple[Sequence[int], Sampling, Sequence[int], int]]
-    """Of each its prompt, how, what it goes on from, and which one of its prompt it is."""
+    orders: Sequence[Order]
     answer: Answer
     stream: bool
     tells_usage: bool
@@ -42,19 +48,23 @@ class WritingFace:
         Writes.
     prompts : Prompts
         Knows the model's tokens.
+    registry : CollectorRegistry
+        What the engine counts.
     """
 
-    def __init__(self, host: Host, engine: GenerationEngine, prompts: Prompts) -> None:
-        self._host, self._engine, self._prompts = host, engine, prompts
-        self._models = Models(host)
+    def __init__(self, service: ModelService, engine: GenerationEngine, prompts: Prompts, registry: CollectorRegistry) -> None:
+        self._service, self._engine, self._prompts, self.registry = service, engine, prompts, registry
+        self._models = Models(service.name, service.version)
 
     @classmethod
-    def of(cls, servable: Servable, host: Host) -> WritingFace:
+    def of(cls, model: TextModel, service: ModelService) -> WritingFace:
         """Make it for a model, with the engine that is there for it."""
         from cloudai.serving.generation_engines import engine_for
 
-        prompts = Prompts(servable.model)  # type: ignore[attr-defined]
-        return cls(host, engine_for(servable, host, prompts), prompts)
+        prompts, metrics = Prompts(model), GenerationMetrics(service.metrics.labels)
+        engine = engine_for(model, prompts.text, metrics, service.limits)
+        metrics.watch(engine)
+        return cls(service, engine, prompts, metrics.registry)
 
     def routes(self) -> Routes:
         """Return its paths."""
@@ -73,94 +83,93 @@ class WritingFace:
         await self._engine.close()
 
     async def _chat(self, exchange: Exchange) -> None:
-        await self._answer(exchange, self._chat_order)
+        await self._answer(exchange, self._asked_chat)
 
     async def _complete(self, exchange: Exchange) -> None:
-        await self._answer(exchange, self._completion_order)
+        await self._answer(exchange, self._asked_completion)
 
-    async def _answer(self, exchange: Exchange, order_of: Callable[[bytes, str], _Order]) -> None:
-        with self._host.admit():
-            deadline = asyncio.get_running_loop().time() + self._host.limits.timeout
-            body = await _within(deadline, exchange.read(self._host.limits.max_body))
-            order = await asyncio.to_thread(order_of, body, exchange.id)  # a long prompt takes its time
-            with self._written(exchange, order) as pieces:
-                await (self._stream if order.stream else self._whole)(exchange, order, pieces, deadline)
+    async def _answer(self, exchange: Exchange, read: Callable[[bytes, str], _Asked]) -> None:
+        begun, limits = time.perf_counter(), self._service.limits
+        try:
+            with self._service.admitted(asyncio.get_running_loop().time() + limits.timeout) as deadline:
+                body = await exchange.read(limits.max_body)
+                asked = await asyncio.to_thread(read, body, exchange.id)  # long prompts take their time
+                with self._written(exchange, asked.orders) as pieces:
+                    await (self._stream(exchange, asked, pieces, deadline) if asked.stream else _whole(exchange, asked, pieces))
+                self._service.metrics.answered(time.perf_counter() - begun, len(asked.orders))
+        except HttpError as error:
+            if error.status == 504:
+                raise _too_late(limits.timeout) if exchange.whole else _too_slow() from None
+            raise
 
-    def _chat_order(self, body: bytes, identity: str) -> _Order:
+    def _asked_chat(self, body: bytes, identity: str) -> _Asked:
         asked = ChatRequest.read(body)
         self._models.check(asked.model)
         prompt = self._prompts.of_chat([message.for_template() for message in asked.messages])
         sampling = asked.sampling(len(prompt), self._engine.context)
-        answer = ChatAnswer(identity, asked.model, asked.n, len(prompt), self._prompts.word)
-        texts = [(prompt, sampling, (), choice) for choice in range(asked.n)]
-        return _Order(texts, answer, asked.stream, asked.tells_usage)
+        orders = [Order(prompt, sampling, choice=choice) for choice in range(asked.n)]
+        answer = ChatAnswer(identity, asked.model, len(orders), len(prompt), self._prompts.word)
+        return _Asked(orders, answer, asked.stream, asked.tells_usage)
 
-    def _completion_order(self, body: bytes, identity: str) -> _Order:
+    def _asked_completion(self, body: bytes, identity: str) -> _Asked:
         asked = CompletionRequest.read(body)
         self._models.check(asked.model)
-        given = asked.prompts
-        prompts = [self._prompts.of_text(one) if isinstance(one, str) else self._prompts.of_tokens(one) for one in given]
-        count, tokens = len(prompts) * asked.n, sum(map(len, prompts))
-        texts = [
-            (prompt, asked.sampling(len(prompt), self._engine.context), prompt, choice)
+        prompts = [
+            self._prompts.of_text(prompt) if isinstance(prompt, str) else self._prompts.of_tokens(prompt)
+            for prompt in asked.prompts
+        ]
+        orders = [
+            Order(prompt, asked.sampling(len(prompt), self._engine.context), opening=prompt, choice=choice)
             for prompt in prompts
             for choice in range(asked.n)
         ]
-        return _Order(texts, CompletionAnswer(identity, asked.model, count, tokens, self._prompts.word), asked.stream, asked.tells_usage)
+        answer = CompletionAnswer(identity, asked.model, len(orders), sum(map(len, prompts)), self._prompts.word)
+        return _Asked(orders, answer, asked.stream, asked.tells_usage)
 
     @contextlib.contextmanager
-    def _written(self, exchange: Exchange, order: _Order) -> Iterator[_Pieces]:
-        """Have the texts written while the context is open."""
+    def _written(self, exchange: Exchange, orders: Sequence[Order]) -> Iterator[_Pieces]:
+        """Have texts written while the context is open."""
         pieces, tickets = _Pieces(exchange), []
         try:
-            for index, (prompt, sampling, opening, choice) in enumerate(order.texts):
-                tickets.append(self._engine.write(prompt, sampling, pieces.taker(index), opening=opening, choice=choice))
+            for index, order in enumerate(orders):
+                tickets.append(self._engine.write(order, pieces.taker(index)))
             yield pieces
         except EngineBusyError as busy:
-            raise _busy(busy) from None
+            raise _overloaded(busy) from None
         finally:
             pieces.close()
-            _cancel(tickets)
+            for ticket in tickets:
+                ticket.cancel()
 
-    async def _whole(self, exchange: Exchange, order: _Order, pieces: _Pieces, deadline: float) -> None:
-        while order.answer.unfinished:
-            order.answer.add(*await _within(deadline, pieces.next(), self._too_late))
-        await exchange.reply(200, json_bytes(order.answer.whole()))
-
-    async def _stream(self, exchange: Exchange, order: _Order, pieces: _Pieces, deadline: float) -> None:
+    async def _stream(self, exchange: Exchange, asked: _Asked, pieces: _Pieces, deadline: Deadline) -> None:
         """Send each piece as it comes; the head waits for the first one, so that what fails before has its own status."""
-        index, piece = await _within(deadline, pieces.next(), self._too_late)
+        answer = asked.answer
+        index, piece = await pieces.next()
         await exchange.start(200, _STREAM)
         try:
-            for part in order.answer.first_parts():
-                await exchange.write(event(part), more=True)
-            async for part in self._parts(order, index, piece, pieces):
-                await exchange.write(event(part), more=True)
-            await exchange.write(DONE, more=False)
+            await exchange.write(b"".join(map(event, answer.first_parts())), more=True)
+            while True:
+                deadline.when = asyncio.get_running_loop().time() + self._service.limits.timeout  # from now on for silence
+                answer.add(index, piece)
+                if piece.text or piece.finish or piece.likelihoods:
+                    await exchange.write(event(answer.part(index, piece, tells_usage=asked.tells_usage)), more=True)
+                if not answer.unfinished:
+                    break
+                index, piece = await pieces.next()
+            usage = event(answer.usage_part()) if asked.tells_usage else b""
+            await exchange.write(usage + DONE, more=False)
         except HttpError as error:
             await exchange.write(event(error.for_openai()), more=False)
+            raise
         except asyncio.CancelledError:
-            ended = HttpError(503, "the server has ended", fix="send the request again")
-            await exchange.write(event(ended.for_openai()), more=False)
+            await exchange.write(event(_CUT.for_openai()), more=False)
             raise
 
-    async def _parts(self, order: _Order, index: int, piece: Piece, pieces: _Pieces) -> AsyncIterator[dict]:
-        answer, clock = order.answer, asyncio.get_running_loop()
-        while True:
-            answer.add(index, piece)
-            if piece.text or piece.finish or piece.likelihoods:
-                yield answer.part(index, piece, tells_usage=order.tells_usage)
-            if not answer.unfinished:
-                break
-            silence = clock.time() + self._host.limits.timeout
-            index, piece = await _within(silence, pieces.next(), self._too_late)
-        if order.tells_usage:
-            yield answer.usage_part()
 
-    def _too_late(self) -> HttpError:
-        seconds = self._host.limits.timeout
-        fix = "stream the answer, ask for fewer tokens, or raise the timeout"
-        return HttpError(504, f"the text was not written within {seconds:g} s", fix=fix)
+async def _whole(exchange: Exchange, asked: _Asked, pieces: _Pieces) -> None:
+    while asked.answer.unfinished:
+        asked.answer.add(*await pieces.next())
+    await exchange.reply(200, json_bytes(asked.answer.whole()))
 
 
 class _Pieces:
@@ -193,16 +202,20 @@ class _Pieces:
         return entry
 
     def close(self) -> None:
-        """Stop to look whether the client is there."""
+        """Look no more whether the client is there."""
         self._gone.cancel()
 
 
-def _cancel(tickets: Sequence[Ticket]) -> None:
-    for ticket in tickets:
-        ticket.cancel()
-
-
-def _busy(busy: EngineBusyError) -> HttpError:
+def _overloaded(busy: EngineBusyError) -> HttpError:
     seconds = math.ceil(busy.seconds)
     headers = [(b"retry-after", str(seconds).encode())]
-    return HttpError(429, "too many texts wait already", fix=f"send the request again in {seconds} s", headers=headers)
+    return HttpError(429, "too many texts wait already", fix="send the request again a little later", headers=headers)
+
+
+def _too_late(seconds: float) -> HttpError:
+    fix = "stream the answer, ask for fewer tokens, or raise the timeout"
+    return HttpError(504, f"the text was not written within {seconds:g} s", fix=fix)
+
+
+def _too_slow() -> HttpError:
+    return HttpError(408, "the body did not arrive in time", fix="send it at once")

@@ -18,6 +18,7 @@ from pydantic import Field
 from cloudai.serving.access import Access
 from cloudai.serving.app import ModelApplication
 from cloudai.serving.engine import Servable
+from cloudai.serving.faces import faces_of
 from cloudai.serving.process import ProcessOptions, errors_in_two_lines, read_arguments, run
 from cloudai.serving.samples import SampleLog
 from cloudai.serving.service import ModelService
@@ -70,7 +71,8 @@ def _application(
         )
         for servable, example in models
     ]
-    return ModelApplication(services, check=access.check)
+    faces = faces_of(models[0][0], services[0]) if one else []  # of several models none could have /v1 for itself
+    return ModelApplication(services, check=access.check, faces=faces)
 
 
 def _samples(options: ServerOptions, folder: Path) -> Callable[[Callable[[int], None]], SampleLog]:

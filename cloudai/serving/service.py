@@ -16,7 +16,7 @@ from cloudai.errors import RequestError, SpecError
 from cloudai.serving import protocol
 from cloudai.serving.asgi import HttpError, LostClientError
 from cloudai.serving.codec import Codec
-from cloudai.serving.deadlines import Deadlines
+from cloudai.serving.deadlines import Deadline, Deadlines
 from cloudai.serving.engine import Engine, InferenceError
 from cloudai.serving.metrics import ModelMetrics
 from cloudai.serving.protocol import InferenceRequest
@@ -82,13 +82,14 @@ class ModelService:
         self._deadlines = Deadlines()
 
     @contextmanager
-    def admitted(self, deadline: float) -> Iterator[None]:
+    def admitted(self, deadline: float) -> Iterator[Deadline]:
         """Take a place among the requests in flight until the answer is out, and count how it ended.
 
         Parameters
         ----------
         deadline : float
-            When the answer must be there, in the event loop's time; what cannot be there by then is refused at once.
+            When the answer must be there, in the event loop's time; what cannot be there by then is refused at once. A
+            stream puts the ``when`` of what the context returns off with each part.
 
         Raises
         ------
@@ -100,8 +101,8 @@ class ModelService:
             self._refuse_overload(deadline)
             self.in_flight += 1
             taken = True
-            with self._deadlines.at(deadline):
-                yield
+            with self._deadlines.at(deadline) as watched:
+                yield watched
         except HttpError as error:
             self.metrics.failed(_REASONS.get(error.status, "invalid"))
             raise
