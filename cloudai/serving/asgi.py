@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import random
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 __all__ = ["AGAIN", "Application", "Exchange", "HttpError", "LostClientError", "json_bytes"]
@@ -66,13 +67,15 @@ class Exchange:
         Whether the head of the answer is on its way, so that no other answer can be given any more.
     whole : bool
         Whether the body has been read to its end.
+    answered : bool
+        Whether the answer is whole.
     """
 
     def __init__(self, scope: Mapping[str, Any], receive: Receive, send: Send, *, closing: Callable[[], bool]) -> None:
         self.scope = scope
         self.method: str = "GET" if scope["method"] == "HEAD" else scope["method"]
         self.path: str = scope["path"]
-        self.started = self.whole = False
+        self.started = self.whole = self.answered = False
         self._receive, self._send, self._closing = receive, send, closing
         self.id = _identity(self.header(b"x-request-id"))
 
@@ -105,8 +108,35 @@ class Exchange:
         self.whole = True
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def gone(self) -> None:
-        """Return when the client has gone away, or its answer is whole; its body must have been read."""
+    @contextlib.asynccontextmanager
+    async def attended(self) -> AsyncIterator[None]:
+        """End what is done inside when the client goes away; the request's body must have been read.
+
+        Raises
+        ------
+        LostClientError
+            If the client went away before its answer was whole.
+        """
+        task, lost = asyncio.current_task(), False
+
+        def leave(watch: asyncio.Task[None]) -> None:
+            nonlocal lost
+            if not watch.cancelled() and not self.answered and task is not None:
+                lost = task.cancel()
+
+        watch = asyncio.create_task(self._gone())
+        watch.add_done_callback(leave)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if lost and task is not None and task.uncancel() == 0:
+                raise LostClientError from None
+            raise
+        finally:
+            watch.cancel()
+
+    async def _gone(self) -> None:
+        """Return when the client has gone away, or its answer is whole."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
@@ -120,6 +150,7 @@ class Exchange:
 
     async def write(self, chunk: bytes, *, more: bool) -> None:
         """Send a part of the answer's body."""
+        self.answered = not more
         await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
 
     async def reply(self, status: int, body: bytes, *, kind: str = "application/json", headers: Headers = ()) -> None:

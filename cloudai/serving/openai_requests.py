@@ -236,7 +236,8 @@ def _says_nothing(key: str, value: Any) -> bool:
 
 
 def _explain(error: ValidationError, known: list[str]) -> HttpError:
-    first = error.errors(include_url=False, include_context=False)[0]
+    errors = error.errors(include_url=False, include_context=False)
+    first = max(errors, key=lambda one: len(one["loc"]))  # of several forms the one that came furthest
     place = [str(part) for part in first["loc"] if isinstance(part, int) or str(part).replace("_", "").isalnum()]
     param = ".".join(part for part in place if part not in {"str", "int", "list"})[:200]
     if first["type"] == "extra_forbidden":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry
 
 from cloudai.artifacts.text_models import TextModel
-from cloudai.serving.asgi import Exchange, HttpError, LostClientError, json_bytes
+from cloudai.serving.asgi import Exchange, HttpError, json_bytes
 from cloudai.serving.deadlines import Deadline
 from cloudai.serving.faces import Routes
 from cloudai.serving.generation import EngineBusyError, GenerationEngine, Order, Piece
@@ -94,8 +94,9 @@ class WritingFace:
             with self._service.admitted(asyncio.get_running_loop().time() + limits.timeout) as deadline:
                 body = await exchange.read(limits.max_body)
                 asked = await asyncio.to_thread(read, body, exchange.id)  # long prompts take their time
-                with self._written(exchange, asked.orders) as pieces:
-                    await (self._stream(exchange, asked, pieces, deadline) if asked.stream else _whole(exchange, asked, pieces))
+                async with exchange.attended():
+                    with self._written(asked.orders) as pieces:
+                        await (self._stream if asked.stream else self._whole)(exchange, asked, pieces, deadline)
                 self._service.metrics.answered(time.perf_counter() - begun, len(asked.orders))
         except HttpError as error:
             if error.status == 504:
@@ -127,9 +128,9 @@ class WritingFace:
         return _Asked(orders, answer, asked.stream, asked.tells_usage)
 
     @contextlib.contextmanager
-    def _written(self, exchange: Exchange, orders: Sequence[Order]) -> Iterator[_Pieces]:
+    def _written(self, orders: Sequence[Order]) -> Iterator[_Pieces]:
         """Have texts written while the context is open."""
-        pieces, tickets = _Pieces(exchange), []
+        pieces, tickets = _Pieces(), []
         try:
             for index, order in enumerate(orders):
                 tickets.append(self._engine.write(order, pieces.taker(index)))
@@ -137,9 +138,13 @@ class WritingFace:
         except EngineBusyError as busy:
             raise _overloaded(busy) from None
         finally:
-            pieces.close()
             for ticket in tickets:
                 ticket.cancel()
+
+    async def _whole(self, exchange: Exchange, asked: _Asked, pieces: _Pieces, deadline: Deadline) -> None:
+        while asked.answer.unfinished:
+            asked.answer.add(*await pieces.next())
+        await exchange.reply(200, json_bytes(asked.answer.whole()))
 
     async def _stream(self, exchange: Exchange, asked: _Asked, pieces: _Pieces, deadline: Deadline) -> None:
         """Send each piece as it comes; the head waits for the first one, so that what fails before has its own status."""
@@ -166,19 +171,11 @@ class WritingFace:
             raise
 
 
-async def _whole(exchange: Exchange, asked: _Asked, pieces: _Pieces) -> None:
-    while asked.answer.unfinished:
-        asked.answer.add(*await pieces.next())
-    await exchange.reply(200, json_bytes(asked.answer.whole()))
-
-
 class _Pieces:
-    """The pieces of several texts in the order in which they come, as long as the client is there."""
+    """The pieces of several texts in the order in which they come."""
 
-    def __init__(self, exchange: Exchange) -> None:
-        self._queue: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue()
-        self._gone = asyncio.create_task(exchange.gone())
-        self._gone.add_done_callback(lambda _: self._queue.put_nowait(None))
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
 
     def taker(self, index: int) -> Callable[[Piece], None]:
         """Return what takes the pieces of one text."""
@@ -189,21 +186,13 @@ class _Pieces:
 
         Raises
         ------
-        LostClientError
-            If the client has gone away.
         HttpError
             500 if the model has failed.
         """
-        entry = await self._queue.get()
-        if entry is None:
-            raise LostClientError
-        if entry[1].finish == "error":
+        index, piece = await self._queue.get()
+        if piece.finish == "error":
             raise HttpError(500, "the model failed", fix="look into the server's log")
-        return entry
-
-    def close(self) -> None:
-        """Look no more whether the client is there."""
-        self._gone.cancel()
+        return index, piece
 
 
 def _overloaded(busy: EngineBusyError) -> HttpError:

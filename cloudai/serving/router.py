@@ -1,7 +1,7 @@
 """The router: one process and one stable port for a deployment, in front of its revisions.
 
 ``python -m cloudai.serving.router --state FOLDER`` reads ``FOLDER/routes.json`` (see `RouteTable`) again whenever it is
-replaced, from the next request on, and writes ``FOLDER/router.json``. Only ``/v2`` is forwarded, with the client's token.
+replaced, from the next request on, and writes ``FOLDER/router.json``. Only ``/v2`` and ``/v1`` are forwarded, with the client's token.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class RouterOptions(ProcessOptions):
     max_body: Bytes = Field(default=16 * 2**20, description="bytes of a request")
     max_in_flight: int = Field(default=1024, ge=1, description="requests at once; more are answered 429")
     timeout: Seconds = Field(
-        default=35.0, description="seconds for one request; longer than the servers', so that they say why"
+        default=35.0, description="seconds in which no part of an answer comes; longer than the servers', so that they say why"
     )
 
 
@@ -73,7 +73,7 @@ class RouterApplication(Application):
         """Open the pool of connections to the revisions."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
-            timeout=aiohttp.ClientTimeout(total=self._options.timeout),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=self._options.timeout),  # of silence
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=("accept", "accept-encoding", "user-agent", "content-type"),
@@ -88,7 +88,7 @@ class RouterApplication(Application):
         return {"ready": not self.draining}
 
     async def answer(self, exchange: Exchange) -> None:
-        """Answer what is asked of the router itself, forward the rest of ``/v2``."""
+        """Answer what is asked of the router itself, forward the rest of ``/v2`` and ``/v1``."""
         path = exchange.path
         if path == "/v2/health/live":
             await exchange.reply(200, json_bytes({"live": True}))
@@ -98,7 +98,7 @@ class RouterApplication(Application):
         elif path == "/metrics":
             text, kind = exposition(self._metrics.registry, (exchange.header(b"accept") or b"").decode("latin-1"))
             await exchange.reply(200, text, kind=kind)
-        elif path == "/v2" or (path.startswith("/v2/") and ".." not in path.split("/")):
+        elif path == "/v2" or (path.startswith(("/v2/", "/v1/")) and ".." not in path.split("/")):
             await self._route(exchange)
         else:
             raise HttpError(404, f"there is nothing at {path[:200]}", fix="the protocol begins at /v2")
@@ -125,11 +125,12 @@ class RouterApplication(Application):
             with self._admitted():
                 body = await exchange.read(self._options.max_body)
                 table = self._table()  # after the body: during a slow upload the traffic may have been moved
-                for revision in table.choose(exchange.id):
-                    answered = await self._proxy(exchange, revision, table.ports[revision], body)
-                    if answered is not None:
-                        code = answered
-                        return
+                async with _while_it_pays(exchange):
+                    for revision in table.choose(exchange.id):
+                        answered = await self._proxy(exchange, revision, table.ports[revision], body)
+                        if answered is not None:
+                            code = answered
+                            return
                 raise _nobody(table)
         except HttpError as error:
             code = error.status
@@ -166,6 +167,11 @@ class RouterApplication(Application):
             _logger.warning("request %s: the revision %s broke off: %r", exchange.id, revision, error)
             what = f"the revision {revision} broke off"
             raise HttpError(503, what, fix="send the request again if it may be computed twice", headers=AGAIN) from None
+
+
+def _while_it_pays(exchange: Exchange) -> contextlib.AbstractAsyncContextManager[None]:
+    """Break off a text, which takes long, when its client goes away; for other requests to look costs more than it saves."""
+    return exchange.attended() if exchange.path.startswith("/v1/") else contextlib.nullcontext()
 
 
 def _url(exchange: Exchange, port: int) -> URL:
