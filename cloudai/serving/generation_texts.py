@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 __all__ = ["TextStream"]
 
 _UNFINISHED = "\ufffd"  # what a tokenizer writes for bytes that are not a character yet
+_LONGEST_RUN = 16  # a tokenizer with a token for each byte shows a whole run of them as unfinished until its end is there
 _LOOK_BACK = 6  # tokens; enough for a tokenizer that decides by the token before whether to write a space
 
 
@@ -25,8 +26,8 @@ class TextStream:
     Examples
     --------
     >>> stream = TextStream(lambda tokens: "".join(map(chr, tokens)), stop=("END",))
-    >>> [stream.add(ord(letter)) for letter in "an END."], stream.stopped
-    (['a', 'n', ' ', '', '', '', ''], True)
+    >>> [stream.add(ord(letter)) for letter in "an END"], stream.stopped
+    (['a', 'n', ' ', '', '', ''], True)
     """
 
     def __init__(
@@ -34,33 +35,28 @@ class TextStream:
     ) -> None:
         self._decode, self._stop = decode, tuple(stop)
         self._tokens = list(opening[-_LOOK_BACK:])
-        self._told = len(self._tokens)  # tokens whose text is known
+        self._begun = len(self._tokens)  # those before are there for what they do to the ones after them
+        self._told = len(decode(self._tokens)) if self._tokens else 0  # characters of these tokens
         self._held = ""
         self.stopped = False
 
     def add(self, token: int) -> str:
         """Return what can be told now that this token has come."""
         self._tokens.append(token)
-        text = self._decoded()
-        return self._release(text) if text else ""
+        text = self._decode(self._tokens)
+        known = max(self._told, len(text) - _unsure(text))
+        fresh, self._told = text[self._told : known], known
+        if fresh and known == len(text):
+            self._tokens = self._tokens[self._begun :]
+            self._begun, self._told = len(self._tokens), len(self._decode(self._tokens))
+        return self._release(fresh)
 
     def end(self) -> str:
         """Return what was held back, after the last token."""
         if self.stopped:
             return ""
-        rest = self._release(self._decoded(last=True)) if self._told < len(self._tokens) else ""
-        held, self._held = self._held, ""
-        return rest if self.stopped else rest + held
-
-    def _decoded(self, *, last: bool = False) -> str:
-        """Decode the tokens not told yet behind those before them, and keep only as many as the next ones need."""
-        before = self._decode(self._tokens[: self._told])
-        text = self._decode(self._tokens)
-        if len(text) <= len(before) or (text.endswith(_UNFINISHED) and not last):
-            return ""
-        self._tokens = self._tokens[self._told :] if self._told else self._tokens
-        self._told = len(self._tokens)
-        return text[len(before) :]
+        fresh = self._release(self._decode(self._tokens)[self._told :])
+        return fresh if self.stopped else fresh + self._held
 
     def _release(self, text: str) -> str:
         """Let out what can no longer become a stop string."""
@@ -74,6 +70,12 @@ class TextStream:
         kept = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]
+
+
+def _unsure(text: str) -> int:
+    """Return how many characters at the end may still become others: bytes of a character that is not whole yet."""
+    run = len(text) - len(text.rstrip(_UNFINISHED))
+    return run if run <= _LONGEST_RUN else 1
 
 
 def _overlap(text: str, stop: str) -> int:

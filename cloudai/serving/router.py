@@ -1,7 +1,8 @@
 """The router: one process and one stable port for a deployment, in front of its revisions.
 
 ``python -m cloudai.serving.router --state FOLDER`` reads ``FOLDER/routes.json`` (see `RouteTable`) again whenever it is
-replaced, from the next request on, and writes ``FOLDER/router.json``. Only ``/v2`` and ``/v1`` are forwarded, with the client's token.
+replaced, from the next request on, and writes ``FOLDER/router.json``. Only ``/v2`` and ``/v1`` are forwarded, with the
+client's token.
 """
 
 from __future__ import annotations
