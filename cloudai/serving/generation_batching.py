@@ -22,7 +22,6 @@ from cloudai.serving.generation_texts import TextStream
 
 __all__ = ["BatchingEngine", "Watcher"]
 
-_MOST_TEXTS = 32  # written at the same time; on processors more gain nothing and make each slower
 _PROMPT_TOKENS = 512  # of prompts in one step: longer ones are read in parts, so that the other texts go on
 _MEMORY_SHARE = 0.4  # of the free memory, for keys and values; growing needs old and new for a moment
 _FORGETTING = 0.2  # weight of the newest text in the mean of how long one takes
@@ -89,6 +88,8 @@ class BatchingEngine:
         Tokens that end a text.
     context : int
         How many tokens a prompt and its text may have.
+    most_running : int
+        Texts that are written at the same time; on processors more than the default gain little and make each slower.
     most_waiting : int
         Texts that may wait for a place; more are refused.
     patience : float
@@ -105,13 +106,14 @@ class BatchingEngine:
         ends: frozenset[int],
         context: int,
         watcher: Watcher,
+        most_running: int = 32,
         most_waiting: int = 64,
         patience: float = 30.0,
         memory: int | None = None,
     ) -> None:
         self.context = context
         self._decoder, self._decode, self._ends, self._watcher = decoder, decode, ends, watcher
-        self._most_waiting, self._patience = most_waiting, patience
+        self._most_running, self._most_waiting, self._patience = most_running, most_waiting, patience
         memory = memory or int(_MEMORY_SHARE * psutil.virtual_memory().available)
         self._room = max(context, memory // max(1, decoder.token_bytes))  # in tokens; one text always has a place
         self._seated: list[_Text] = []
@@ -155,8 +157,8 @@ class BatchingEngine:
 
     def _wait(self) -> float:
         """Estimate the seconds until a new text gets a place, from how long others have held theirs."""
-        ahead = len(self._waiting) - (_MOST_TEXTS - len(self._seated))
-        return self._seconds * max(0, ahead + 1) / _MOST_TEXTS
+        ahead = len(self._waiting) - (self._most_running - len(self._seated))
+        return self._seconds * max(0, ahead + 1) / self._most_running
 
     def _run(self) -> None:
         while self._has_work():
@@ -193,7 +195,7 @@ class BatchingEngine:
     def _fits(self, text: _Text) -> bool:
         """Whether there is a place, and memory for all if each becomes as long as it may."""
         longest = max(other.longest for other in (text, *self._seated))
-        return len(self._seated) < _MOST_TEXTS and (len(self._seated) + 1) * longest <= self._room
+        return len(self._seated) < self._most_running and (len(self._seated) + 1) * longest <= self._room
 
     def _read_prompts(self) -> None:
         """Read the next part of prompts, the oldest first, with so many others as fit beside it."""
@@ -228,10 +230,10 @@ class BatchingEngine:
                 self._watcher.first(time.monotonic() - text.asked, text.prompt_length)
             pieces.append((text, text.add(token, likelihood, ends=token in self._ends)))
         self._watcher.wrote(len(texts))
-        self._tell(pieces)
         ended = [(row, piece.finish) for row, (_, piece) in zip(rows, pieces, strict=True) if piece.finish]
         for row, finish in sorted(ended, reverse=True):  # from behind: whoever leaves, the last one takes his place
             self._leave(row, finish)
+        self._tell(pieces)
 
     def _tell(self, pieces: Sequence[tuple[_Text, Piece]]) -> None:
         """Deliver in the event loop, all pieces of a step at once."""
