@@ -231,4 +231,3 @@ def test_the_end_drops_what_is_unfinished():
         assert text.pieces[-1].finish is None
 
     with_engine(work, ends=frozenset())
-
