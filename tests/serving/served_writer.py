@@ -14,42 +14,23 @@ from cloudai.serving.server import ServerOptions, serve
 from tests.serving import writers
 
 
-def slowed(model, seconds):
-    """Return a model each of whose steps takes longer, so that there is time to do something meanwhile."""
+def led(model, pause):
+    """Return a model that fails on the prompt ``!!`` (their token is 1), and waits in each step as long as a file says."""
     forward = model.model.forward
 
-    def slow(*args, **kwargs):
-        time.sleep(seconds)
-        return forward(*args, **kwargs)
-
-    model.model.forward = slow
-    return model
-
-
-def failing(model):
-    """Return a model that cannot take the letter ``!`` (its token is 1)."""
-    forward = model.model.forward
-
-    def fail(*args, input_ids, **kwargs):
-        if bool((input_ids == 1).any()):
+    def led_forward(*args, input_ids, **kwargs):
+        if pause.exists():
+            time.sleep(float(pause.read_text()))
+        if input_ids.tolist() == [[1, 1]]:
             raise RuntimeError("secret of the model")
         return forward(*args, input_ids=input_ids, **kwargs)
 
-    model.model.forward = fail
+    model.model.forward = led_forward
     return model
 
 
-KINDS = {
-    "writer": writers.writer,
-    "silent": lambda: writers.writer(chat_template=None),
-    "slow": lambda: slowed(writers.writer(), 0.02),
-    "stuck": lambda: slowed(writers.writer(), 1.0),
-    "failing": lambda: failing(writers.writer()),
-    "embedder": writers.embedder,
-}
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    model = KINDS[sys.argv[1]]()
-    signature = Signature(model.input_specs, model.outputs)
-    serve(TextServable("tiny", "1.0.0", signature, model), ServerOptions.of(**json.loads(sys.argv[2])))
+    options = ServerOptions.of(**json.loads(sys.argv[2]))
+    model = writers.embedder() if sys.argv[1] == "embedder" else led(writers.writer(), options.state / "pause")
+    serve(TextServable("tiny", "1.0.0", Signature(model.input_specs, model.outputs), model), options)

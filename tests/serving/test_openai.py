@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
 import shutil
 import subprocess
@@ -18,23 +19,27 @@ import pytest
 from tests.conftest import wait_until
 from tests.serving import writers
 
+TOKEN = "a-token-of-thirty-two-characters-or-more"
 HELLO = [{"role": "user", "content": "hello"}]
 GREEDY = {"model": "tiny", "temperature": 0}
 
 
 def client(served, kind=openai.OpenAI, **options):
-    given = {"api_key": "none", "max_retries": 0, "timeout": 60} | options
+    given = {"api_key": TOKEN, "max_retries": 0, "timeout": 60} | options
     return kind(base_url=f"http://127.0.0.1:{served.port}/v1", **given)
 
 
 @pytest.fixture(scope="module")
-def server(start_once):
-    return start_once.writer(name="tiny").wait_until_ready()
+def token_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("token") / "token"
+    path.write_text(TOKEN + "\n")
+    path.chmod(0o600)
+    return str(path)
 
 
 @pytest.fixture(scope="module")
-def slow(start_once):
-    return start_once.writer(name="slow", kind="slow", max_in_flight=4).wait_until_ready()
+def server(start_once, token_file):
+    return start_once.writer(timeout=2.0, max_in_flight=8, token_file=token_file).wait_until_ready()
 
 
 @pytest.fixture
@@ -42,13 +47,24 @@ def ask(server):
     return client(server)
 
 
-def metric(served, name, **labels):
-    for line in served.get("/metrics").body.decode().splitlines():
-        if line.startswith(name + "{") and all(
-            f'{key}="{value}"' for key, value in labels.items() if f'{key}="{value}"' in line
-        ):
-            return float(line.rpartition(" ")[2])
-    raise AssertionError(f"{name} is not counted")
+@pytest.fixture
+def pause(server):
+    """Let each step of the model take longer, so that there is time to do something meanwhile."""
+
+    def seconds(duration, served=server):
+        (served.folder / "pause").write_text(str(duration))
+
+    yield seconds
+    (server.folder / "pause").unlink(missing_ok=True)
+
+
+def post(served, path, body):
+    return served.post(path, body, authorization=f"Bearer {TOKEN}")
+
+
+def metric(served, name):
+    lines = served.get("/metrics", authorization=f"Bearer {TOKEN}").body.decode().splitlines()
+    return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + "{"))
 
 
 def test_the_deployment_is_the_one_model(ask):
@@ -165,11 +181,11 @@ def test_bodies_that_are_none(server):
         b'{"model": "tiny", "prompt": [999]}',
         b"[" * 9999,
     ):
-        answer = server.post("/v1/completions", body)
+        answer = post(server, "/v1/completions", body)
         assert answer.status == 400, body
         assert answer.json["error"]["type"] == "invalid_request_error"
-    assert server.get("/v1/completions").status == 405
-    assert server.get("/v1/nothing").json["error"]["type"] == "not_found_error"
+    assert server.get("/v1/completions", authorization=f"Bearer {TOKEN}").status == 405
+    assert post(server, "/v1/nothing", "").json["error"]["type"] == "not_found_error"
 
 
 def test_another_models_name_is_not_here(ask):
@@ -177,15 +193,6 @@ def test_another_models_name_is_not_here(ask):
         ask.completions.create(model="gpt-4", prompt="x")
     assert refused.value.body["code"] == "model_not_found"
     assert "'tiny'" in refused.value.body["message"]
-
-
-def test_without_a_chat_template_the_error_says_what_to_do(start):
-    silent = start.writer(kind="silent").wait_until_ready()
-    with pytest.raises(openai.BadRequestError) as refused:
-        client(silent).chat.completions.create(messages=HELLO, **GREEDY)
-    assert refused.value.body["code"] == "no_chat_template"
-    assert "/v1/completions" in refused.value.body["message"]
-    assert client(silent).completions.create(prompt="x", **GREEDY).choices
 
 
 def test_many_at_once_with_the_asynchronous_client(server, ask):
@@ -205,70 +212,76 @@ def test_many_at_once_with_the_asynchronous_client(server, ask):
 def test_curl(server):
     body = json.dumps({"prompt": "abc", "max_tokens": 3, "stream": True, **GREEDY})
     url = f"http://127.0.0.1:{server.port}/v1/completions"
-    done = subprocess.run(["curl", "-sN", url, "-d", body], capture_output=True, timeout=30, check=True)
+    done = subprocess.run(
+        ["curl", "-sN", url, "-H", f"authorization: Bearer {TOKEN}", "-d", body], capture_output=True, timeout=30, check=True
+    )
     events = done.stdout.decode().split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]
     assert all(event.startswith("data: {") for event in events[:-2])
 
 
-def test_a_client_that_goes_away_frees_its_place(slow):
-    stream = client(slow).completions.create(prompt="abc", max_tokens=200, stream=True, **GREEDY)
+def test_a_client_that_goes_away_frees_its_place(server, pause):
+    pause(0.02)
+    before = metric(server, "ml_generation_tokens_total")
+    stream = client(server).completions.create(prompt="abc", max_tokens=200, stream=True, **GREEDY)
     next(iter(stream))
-    assert metric(slow, "ml_num_requests_running") == 1
+    assert metric(server, "ml_num_requests_running") == 1
     stream.close()
-    wait_until(lambda: metric(slow, "ml_num_requests_running") == 0)
-    wait_until(lambda: metric(slow, "ml_inference_in_flight") == 0)
+    wait_until(lambda: metric(server, "ml_num_requests_running") == 0)
     with pytest.raises(openai.APITimeoutError):  # a whole answer is broken off as well
-        client(slow, timeout=0.5).completions.create(prompt="abc", max_tokens=200, **GREEDY)
-    wait_until(lambda: metric(slow, "ml_num_requests_running") == 0)
-    assert metric(slow, "ml_generation_tokens_total") < 200
+        client(server, timeout=0.3).completions.create(prompt="abc", max_tokens=200, **GREEDY)
+    wait_until(lambda: metric(server, "ml_num_requests_running") == 0)
+    wait_until(lambda: metric(server, "ml_inference_in_flight") == 0)
+    assert metric(server, "ml_generation_tokens_total") - before < 200
 
 
-def test_more_than_there_are_places_is_refused_with_the_time_to_wait(slow):
-    streams = [client(slow).completions.create(prompt="a", max_tokens=200, stream=True, **GREEDY) for _ in range(4)]
+def test_more_than_there_are_places_is_refused_with_the_time_to_wait(server, pause, ask):
+    pause(0.02)
+    streams = [ask.completions.create(prompt="a", max_tokens=200, stream=True, **GREEDY) for _ in range(8)]
     with pytest.raises(openai.RateLimitError) as refused:
-        client(slow).completions.create(prompt="a", **GREEDY)
+        ask.completions.create(prompt="a", **GREEDY)
     assert int(refused.value.response.headers["retry-after"]) >= 1
     assert refused.value.body["type"] == "rate_limit_error"
     for stream in streams:
         stream.close()
-    wait_until(lambda: metric(slow, "ml_inference_in_flight") == 0)
-    assert client(slow).completions.create(prompt="a", max_tokens=1, **GREEDY).choices
+    wait_until(lambda: metric(server, "ml_inference_in_flight") == 0)
+    assert ask.completions.create(prompt="a", max_tokens=1, **GREEDY).choices
 
 
-def test_a_text_that_takes_too_long(start):
-    stuck = start.writer(kind="stuck", timeout=1.5).wait_until_ready()
+def test_a_text_that_takes_too_long_unless_it_is_streamed(pause, ask):
+    pause(0.5)
     with pytest.raises(openai.APIStatusError) as refused:
-        client(stuck).completions.create(prompt="abc", max_tokens=20, **GREEDY)
+        ask.completions.create(prompt="abc", max_tokens=20, **GREEDY)
     assert refused.value.status_code == 504
     assert "stream the answer" in refused.value.body["message"]
-    parts = list(client(stuck).completions.create(prompt="abc", max_tokens=3, stream=True, **GREEDY))
-    assert parts[-1].choices[0].finish_reason == "length"  # a stream may take longer: no second of silence was too long
+    parts = list(ask.completions.create(prompt="abc", max_tokens=6, stream=True, **GREEDY))
+    assert parts[-1].choices[0].finish_reason == "length"  # three seconds, but no two of silence
+    pause(4)
+    with pytest.raises(openai.APIStatusError) as refused:  # nothing was sent yet: the status can still say it
+        ask.completions.create(prompt="abc", max_tokens=6, stream=True, **GREEDY)
+    assert refused.value.status_code == 504
 
 
-def test_a_model_that_fails_says_nothing_of_why(start):
-    failing = start.writer(kind="failing").wait_until_ready()
+def test_a_model_that_fails_says_nothing_of_why(server, ask):
     with pytest.raises(openai.InternalServerError) as refused:
-        client(failing).completions.create(prompt="!", **GREEDY)
+        ask.completions.create(prompt="!!", **GREEDY)
     assert "secret" not in str(refused.value.body)
-    assert "secret of the model" in failing.log.read_text()
-    assert client(failing).completions.create(prompt="abc", max_tokens=1, **GREEDY).choices
+    assert "secret of the model" in server.log.read_text()
+    assert ask.completions.create(prompt="abc", max_tokens=1, **GREEDY).choices
 
 
-def test_told_to_end_it_finishes_streams_and_cuts_those_that_take_too_long(start):
-    slow = start.writer(kind="slow", drain_timeout=10).wait_until_ready()
-    stream = iter(client(slow).completions.create(prompt="abc", max_tokens=60, stream=True, **GREEDY))
-    next(stream)
-    slow.terminate()
-    assert [part.choices[0].finish_reason for part in stream][-1] == "length"
-    assert slow.exit_code() == 0
-    hasty = start.writer(name="hasty", kind="slow", drain_timeout=0.5).wait_until_ready()
-    stream = iter(client(hasty).completions.create(prompt="abc", max_tokens=200, stream=True, **GREEDY))
-    next(stream)
-    hasty.terminate()
+def test_told_to_end_it_finishes_what_it_can_and_cuts_off_the_rest(start, token_file, pause):
+    server = start.writer(drain_timeout=2.5, token_file=token_file).wait_until_ready()
+    pause(0.02, server)
+    asked = {"prompt": "abc", "stream": True, **GREEDY}
+    short, long = (iter(client(server).completions.create(max_tokens=count, **asked)) for count in (20, 250))
+    next(short)
+    next(long)
+    server.terminate()
+    assert [part.choices[0].finish_reason for part in short][-1] == "length"
     with pytest.raises(openai.APIError, match="cut off"):
-        list(stream)
-    assert hasty.exit_code() == 0
+        list(long)
+    assert server.exit_code() == 0
 
 
 def test_embeddings_are_the_models_vectors(start):
@@ -279,8 +292,9 @@ def test_embeddings_are_the_models_vectors(start):
     assert np.allclose([entry.embedding for entry in answer.data], expected, atol=1e-6)
     assert [entry.index for entry in answer.data] == [0, 1, 2]
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == len("abcanother text")
-    numbers = server.post("/v1/embeddings", json.dumps({"model": "tiny", "input": "abc"})).json["data"][0]["embedding"]
-    coded = server.post("/v1/embeddings", json.dumps({"model": "tiny", "input": "abc", "encoding_format": "base64"}))
+    one = {"model": "tiny", "input": "abc"}
+    numbers = server.post("/v1/embeddings", json.dumps(one)).json["data"][0]["embedding"]
+    coded = server.post("/v1/embeddings", json.dumps(one | {"encoding_format": "base64"}))
     assert np.frombuffer(base64.b64decode(coded.json["data"][0]["embedding"]), "<f4").tolist() == numbers
     for options, param in (({"dimensions": 3}, "dimensions"), ({"input": []}, "input"), ({"input": "a" * 60}, "input")):
         with pytest.raises(openai.BadRequestError) as refused:
@@ -290,33 +304,22 @@ def test_embeddings_are_the_models_vectors(start):
         client(server).completions.create(model="tiny", prompt="x")
 
 
-def test_through_the_router_pieces_come_at_once_and_the_token_is_the_key(start, tmp_path):
-    token = tmp_path / "token"
-    token.write_text("a-token-of-thirty-two-characters-or-more\n")
-    token.chmod(0o600)
-    given = {"token_file": str(token)}
-    slow = start.writer(kind="slow", timeout=1.0, **given).wait_until_ready()
-    router = start.router(timeout=1.5, **given).wait_until_ready()
-    router.route({"a": 100}, {"a": slow})
+def test_through_the_router_pieces_come_at_once_and_the_token_is_the_key(start, server, token_file, pause):
+    router = start.router(timeout=1.0, token_file=token_file).wait_until_ready()
+    router.route({"a": 100}, {"a": server})
     with pytest.raises(openai.AuthenticationError) as refused:
-        client(router).models.list()
+        client(router, api_key="none").models.list()
     assert refused.value.body["type"] == "authentication_error"
-    ask = client(router, api_key=token.read_text().strip())
-    begun = time.monotonic()
-    times = []
-    for _ in ask.completions.create(prompt="abc", max_tokens=120, stream=True, **GREEDY):
-        times.append(time.monotonic() - begun)
-    assert times[-1] > 2.0  # longer than the time for a request: only silence ends a stream
-    assert times[0] < times[-1] / 2
-    assert sum(later - earlier > 0.005 for earlier, later in zip(times, times[1:], strict=False)) > 50  # not all at the end
+    pause(0.1)
+    ask, begun = client(router), time.monotonic()
+    stream = ask.completions.create(prompt="abc", max_tokens=20, stream=True, **GREEDY)
+    times = [time.monotonic() - begun for _ in stream]
+    assert times[-1] > 1.5  # longer than the router's time: only silence ends a stream
+    assert sum(later - earlier > 0.05 for earlier, later in itertools.pairwise(times)) > 8  # they did not come together
     stream = ask.completions.create(prompt="abc", max_tokens=200, stream=True, **GREEDY)
     next(iter(stream))
     stream.close()
-    key = {"authorization": f"Bearer {token.read_text().strip()}"}
-    running = 'ml_num_requests_running{instance="127.0.0.1:'
-    wait_until(
-        lambda: f'{running}{slow.port}",model_name="tiny",version="1.0.0"}} 0.0' in slow.get("/metrics", **key).body.decode()
-    )
+    wait_until(lambda: metric(server, "ml_num_requests_running") == 0)
 
 
 @pytest.mark.slow
