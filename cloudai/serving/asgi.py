@@ -9,10 +9,23 @@ import logging
 import random
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
-__all__ = ["AGAIN", "Application", "Exchange", "HttpError", "LostClientError", "json_bytes"]
+__all__ = [
+    "AGAIN",
+    "Application",
+    "Asked",
+    "Call",
+    "Exchange",
+    "Express",
+    "ExpressLane",
+    "Headers",
+    "HttpError",
+    "LostClientError",
+    "json_bytes",
+    "too_large",
+]
 
 Headers = Iterable[tuple[bytes, bytes]]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -54,34 +67,88 @@ def json_bytes(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-class Exchange:
+class Asked:
+    """What every request says before its body.
+
+    Attributes
+    ----------
+    path : str
+        Decoded.
+    id : str
+        The client's ``x-request-id`` if it is sane (up to 64 of ``A-Z a-z 0-9 . _ : -``), else a new one.
+    """
+
+    __slots__ = ("_headers", "id", "path")
+
+    def __init__(self, path: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        self.path = path
+        self._headers: dict[bytes, bytes] = dict(headers[::-1])
+        self.id = _identity(self._headers.get(b"x-request-id"))
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the first header of that lower-case name."""
+        return self._headers.get(name)
+
+    def check_length(self, limit: int) -> None:
+        """Raise `HttpError` 413 if the body will be longer than `limit` bytes, by what its head says."""
+        if int(self._headers.get(b"content-length") or 0) > limit:
+            raise too_large(limit)
+
+
+class Call(Asked, ABC):
+    """A request on the express lane: its body is whole before it is looked at, and its answer is written at once."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def finish(self, status: int, body: Sequence[bytes | memoryview], *, kind: bytes, headers: Headers = ()) -> None:
+        """Send the answer, whose body may lie in pieces."""
+
+    def refuse(self, error: HttpError) -> None:
+        """Answer with what is wrong."""
+        problem = {"error": error.what, "fix": error.fix, "request_id": self.id}
+        self.finish(error.status, [json_bytes(problem)], kind=b"application/json", headers=error.headers)
+
+
+class Express(Protocol):
+    """What answers a call, from its head on; made by a handler of the express lane, which may raise `HttpError`."""
+
+    max_body: int
+    """Bytes."""
+
+    def begin(self, body: bytes) -> None:
+        """Answer: the body is whole."""
+
+    def refuse(self, error: HttpError) -> None:
+        """End with this error."""
+
+    def lost(self) -> None:
+        """Give up: the client went away."""
+
+
+ExpressLane = Mapping[bytes, Callable[[Call], Express]]
+"""What is taken on the express lane: POST to these raw paths."""
+
+
+class Exchange(Asked):
     """One request and its answer.
 
     Attributes
     ----------
-    method, path : str
-        HEAD counts as GET; the path is decoded.
-    id : str
-        The client's ``x-request-id`` if it is sane (up to 64 of ``A-Z a-z 0-9 . _ : -``), else a new one.
+    method : str
+        HEAD counts as GET.
     started : bool
         Whether the head of the answer is on its way, so that no other answer can be given any more.
-    whole : bool
-        Whether the body has been read to its end.
     answered : bool
         Whether the answer is whole.
     """
 
     def __init__(self, scope: Mapping[str, Any], receive: Receive, send: Send, *, closing: Callable[[], bool]) -> None:
+        super().__init__(scope["path"], scope["headers"])
         self.scope = scope
         self.method: str = "GET" if scope["method"] == "HEAD" else scope["method"]
-        self.path: str = scope["path"]
-        self.started = self.whole = self.answered = False
+        self.started = self.answered = False
         self._receive, self._send, self._closing = receive, send, closing
-        self.id = _identity(self.header(b"x-request-id"))
-
-    def header(self, name: bytes) -> bytes | None:
-        """Return the first header of that lower-case name."""
-        return next((value for key, value in self.scope["headers"] if key == name), None)
 
     async def read(self, limit: int) -> bytes:
         """Read the whole body of at most `limit` bytes; a longer one is refused before, or while, it arrives.
@@ -93,8 +160,7 @@ class Exchange:
         LostClientError
             If the client went away.
         """
-        if int(self.header(b"content-length") or 0) > limit:
-            raise _too_large(limit)
+        self.check_length(limit)
         chunks, size, more = [], 0, True
         while more:
             message = await self._receive()
@@ -102,10 +168,9 @@ class Exchange:
                 raise LostClientError
             size += len(message["body"])
             if size > limit:
-                raise _too_large(limit)
+                raise too_large(limit)
             chunks.append(message["body"])
             more = message["more_body"]
-        self.whole = True
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     @contextlib.asynccontextmanager
@@ -174,7 +239,8 @@ def _identity(given: bytes | None) -> str:
     return f"{random.getrandbits(128):032x}"  # no secret, and a sixth of the cost of a UUID
 
 
-def _too_large(limit: int) -> HttpError:
+def too_large(limit: int) -> HttpError:
+    """Return the refusal of a body."""
     return HttpError(413, f"the body is larger than {limit} bytes", fix="send fewer rows at once")
 
 
@@ -194,7 +260,7 @@ class Application(ABC):
         Whether new work is still taken; at the end of draining it is not.
     """
 
-    def __init__(self, *, check: Callable[[Exchange], None] = lambda exchange: None) -> None:
+    def __init__(self, *, check: Callable[[Asked], None] = lambda asked: None) -> None:
         self.draining = False
         self.accepting = True
         self._check = check
@@ -216,6 +282,9 @@ class Application(ABC):
     async def stop(self) -> None:
         """Let go of everything, inside of the event loop."""
 
+    def abandon(self) -> None:  # noqa: B027  most have nothing that goes on without a task
+        """Refuse what is still being worked on: the time to end is over."""
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Say what the state file shall say of this process."""
@@ -235,6 +304,15 @@ class Application(ABC):
         except Exception:
             _logger.exception("request %s failed", exchange.id)
             await exchange.refuse(HttpError(500, "the server failed", fix="look into its log for the request's id"))
+
+    @property
+    def express(self) -> ExpressLane:
+        """What is taken on the express lane, beside the way that every request can go."""
+        return {}
+
+    def check(self, asked: Asked) -> None:
+        """Refuse, by raising `HttpError`, a request that may not be answered."""
+        self._check(asked)
 
     def check_accepting(self) -> None:
         """Raise `HttpError` 503, which says when to come again, if no new work is taken."""

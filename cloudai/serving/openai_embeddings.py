@@ -15,6 +15,7 @@ from cloudai.artifacts.text_models import TextModel
 from cloudai.serving.asgi import Exchange, HttpError, json_bytes
 from cloudai.serving.faces import Routes
 from cloudai.serving.openai_models import Models
+from cloudai.serving.openai_places import Seat
 from cloudai.serving.openai_prompts import Prompts
 from cloudai.serving.openai_requests import EmbeddingsRequest
 from cloudai.serving.protocol import InferenceRequest, Wanted
@@ -44,14 +45,15 @@ class EmbeddingsFace:
         """Nothing to let go of."""
 
     async def _embed(self, exchange: Exchange) -> None:
-        begun, limits = time.perf_counter(), self._service.limits
-        with self._service.admitted(asyncio.get_running_loop().time() + limits.timeout):
-            body = await exchange.read(limits.max_body)
+        begun = time.perf_counter()
+        with Seat.taken(self._service) as seat:
+            body = await exchange.read(self._service.limits.max_body)
             asked, tokens = await asyncio.to_thread(self._read, body)
             inputs = {"text": texts.object_array(asked.texts)}
             request = InferenceRequest(None, inputs, (Wanted("vector"),), len(asked.texts))
-            outputs = await self._service.predict(request, request_id=exchange.id)
-            answer = _answer(asked, outputs["vector"], tokens)
+            seat.place.ask(request, exchange.id)
+            await seat.delivered.wait()
+            answer = _answer(asked, (seat.place.outputs or {})["vector"], tokens)
             self._service.metrics.answered(time.perf_counter() - begun, request.rows)
             await exchange.reply(200, answer)
 

@@ -13,12 +13,12 @@ from prometheus_client import CollectorRegistry
 
 from cloudai.artifacts.text_models import TextModel
 from cloudai.serving.asgi import Exchange, HttpError, json_bytes
-from cloudai.serving.deadlines import Deadline
 from cloudai.serving.faces import Routes
 from cloudai.serving.generation import EngineBusyError, GenerationEngine, Order, Piece
 from cloudai.serving.generation_metrics import GenerationMetrics
 from cloudai.serving.openai_answers import DONE, Answer, ChatAnswer, CompletionAnswer, event
 from cloudai.serving.openai_models import Models
+from cloudai.serving.openai_places import Seat
 from cloudai.serving.openai_prompts import Prompts
 from cloudai.serving.openai_requests import ChatRequest, CompletionRequest
 from cloudai.serving.service import ModelService
@@ -91,17 +91,16 @@ class WritingFace:
     async def _answer(self, exchange: Exchange, read: Callable[[bytes, str], _Asked]) -> None:
         begun, limits = time.perf_counter(), self._service.limits
         try:
-            with self._service.admitted(asyncio.get_running_loop().time() + limits.timeout) as deadline:
+            with Seat.taken(self._service) as seat:
                 body = await exchange.read(limits.max_body)
+                seat.place.request_id = exchange.id
                 asked = await asyncio.to_thread(read, body, exchange.id)  # long prompts take their time
                 async with exchange.attended():
                     with self._written(asked.orders) as pieces:
-                        await (self._stream if asked.stream else self._whole)(exchange, asked, pieces, deadline)
+                        await (self._stream if asked.stream else self._whole)(exchange, asked, pieces, seat)
                 self._service.metrics.answered(time.perf_counter() - begun, len(asked.orders))
         except HttpError as error:
-            if error.status == 504:
-                raise _too_late(limits.timeout) if exchange.whole else _too_slow() from None
-            raise
+            raise _too_late(limits.timeout) if error.status == 504 else error from None
 
     def _asked_chat(self, body: bytes, identity: str) -> _Asked:
         asked = ChatRequest.read(body)
@@ -141,12 +140,12 @@ class WritingFace:
             for ticket in tickets:
                 ticket.cancel()
 
-    async def _whole(self, exchange: Exchange, asked: _Asked, pieces: _Pieces, deadline: Deadline) -> None:
+    async def _whole(self, exchange: Exchange, asked: _Asked, pieces: _Pieces, seat: Seat) -> None:
         while asked.answer.unfinished:
             asked.answer.add(*await pieces.next())
         await exchange.reply(200, json_bytes(asked.answer.whole()))
 
-    async def _stream(self, exchange: Exchange, asked: _Asked, pieces: _Pieces, deadline: Deadline) -> None:
+    async def _stream(self, exchange: Exchange, asked: _Asked, pieces: _Pieces, seat: Seat) -> None:
         """Send each piece as it comes; the head waits for the first one, so that what fails before has its own status."""
         answer = asked.answer
         index, piece = await pieces.next()
@@ -154,7 +153,7 @@ class WritingFace:
         try:
             await exchange.write(b"".join(map(event, answer.first_parts())), more=True)
             while True:
-                deadline.when = asyncio.get_running_loop().time() + self._service.limits.timeout  # from now on for silence
+                seat.postpone()
                 answer.add(index, piece)
                 if piece.text or piece.finish or piece.likelihoods:
                     await exchange.write(event(answer.part(index, piece, tells_usage=asked.tells_usage)), more=True)
@@ -204,7 +203,3 @@ def _overloaded(busy: EngineBusyError) -> HttpError:
 def _too_late(seconds: float) -> HttpError:
     fix = "stream the answer, ask for fewer tokens, or raise the timeout"
     return HttpError(504, f"the text was not written within {seconds:g} s", fix=fix)
-
-
-def _too_slow() -> HttpError:
-    return HttpError(408, "the body did not arrive in time", fix="send it at once")

@@ -22,6 +22,7 @@ from cloudai.errors import CloudAIError, DriverError, SpecError
 from cloudai.files import private_folder, replace_file
 from cloudai.serving.access import HERE, Access
 from cloudai.serving.asgi import Application, json_bytes
+from cloudai.serving.http import uvicorn_config
 from cloudai.specs.confidential import start_log
 from cloudai.specs.units import Seconds
 from cloudai.specs.validation import Spec
@@ -32,7 +33,6 @@ __all__ = ["PORT_TAKEN", "ProcessOptions", "errors_in_two_lines", "read_argument
 PORT_TAKEN = 3
 """The exit code of a process whose port somebody else has."""
 
-_KEEP_ALIVE = 75  # seconds; longer than the router's, so that no request meets a connection that is being closed
 _logger = logging.getLogger(__name__)
 S = TypeVar("S", bound="ProcessOptions")
 
@@ -145,7 +145,7 @@ async def _live(application: Application, listener: socket.socket, options: Proc
         replace_file(state, json_bytes({"pid": os.getpid(), "port": port} | way_in | application.describe()))
 
     ending = _on_signals()
-    server = _Server(_uvicorn(application))
+    server = _Server(uvicorn_config(application))
     await application.start()
     serving = asyncio.create_task(server.serve([listener]))
     serving.add_done_callback(lambda _: server.listening.set())
@@ -162,22 +162,6 @@ async def _live(application: Application, listener: socket.socket, options: Proc
     await serving
     await application.stop()
     _logger.info("ended")
-
-
-def _uvicorn(application: Application) -> uvicorn.Config:
-    return uvicorn.Config(
-        application,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=1,
-    )
 
 
 def _on_signals() -> asyncio.Event:
@@ -215,6 +199,7 @@ async def _drain(application: Application, options: ProcessOptions) -> None:
     while application.in_flight and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
     if application.in_flight:
+        application.abandon()
         _logger.warning("%d requests were not finished in %g s", application.in_flight, options.drain_timeout)
 
 
