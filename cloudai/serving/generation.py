@@ -6,7 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-__all__ = ["Deliver", "EngineBusyError", "Finish", "GenerationEngine", "Likelihood", "Order", "Piece", "Sampling", "Ticket"]
+__all__ = [
+    "Deliver",
+    "EngineBusyError",
+    "Finish",
+    "GenerationEngine",
+    "Likelihood",
+    "Order",
+    "Piece",
+    "Sampling",
+    "Ticket",
+    "Watcher",
+]
 
 Finish = Literal["stop", "length", "error"]
 """Why a text ended: by itself or at a stop string, at the most tokens, or by a failure of the model."""
@@ -111,6 +122,19 @@ class Order:
 
 Deliver = Callable[[Piece], None]
 """Takes the pieces of one text, in the event loop."""
+
+
+class Watcher(Protocol):
+    """Is told what an engine does; it may be called in the engine's own thread."""
+
+    def first(self, seconds: float, prompt_tokens: int) -> None:
+        """Count a text's first token, and how long after it was asked for it came."""
+
+    def wrote(self, tokens: int) -> None:
+        """Count the tokens of a step."""
+
+    def ended(self, finish: str) -> None:
+        """Count the end of a text, by itself or cancelled."""
 
 
 class Ticket(Protocol):

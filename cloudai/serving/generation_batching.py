@@ -10,35 +10,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import psutil
 import torch
 
-from cloudai.serving.generation import Deliver, EngineBusyError, Finish, Likelihood, Order, Piece
+from cloudai.serving.generation import Deliver, EngineBusyError, Finish, Likelihood, Order, Piece, Watcher
 from cloudai.serving.generation_rows import Decoder
 from cloudai.serving.generation_sampling import Sampler, choose
 from cloudai.serving.generation_texts import TextStream
 
-__all__ = ["BatchingEngine", "Watcher"]
+__all__ = ["BatchingEngine"]
 
 _PROMPT_TOKENS = 512  # of prompts in one step: longer ones are read in parts, so that the other texts go on
 _MEMORY_SHARE = 0.4  # of the free memory, for keys and values; growing needs old and new for a moment
 _FORGETTING = 0.2  # weight of the newest text in the mean of how long one takes
 _logger = logging.getLogger(__name__)
-
-
-class Watcher(Protocol):
-    """Is told what the engine does; called in its thread."""
-
-    def first(self, seconds: float, prompt_tokens: int) -> None:
-        """Count a text's first token, and how long after it was asked for it came."""
-
-    def wrote(self, tokens: int) -> None:
-        """Count the tokens of a step."""
-
-    def ended(self, finish: str) -> None:
-        """Count the end of a text, by itself or cancelled."""
 
 
 class _Text:

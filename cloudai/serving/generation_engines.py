@@ -9,6 +9,7 @@ from cloudai.serving.generation import GenerationEngine
 from cloudai.serving.generation_batching import BatchingEngine
 from cloudai.serving.generation_metrics import GenerationMetrics
 from cloudai.serving.generation_rows import decoder_for
+from cloudai.serving.generation_vllm import VllmEngine, vllm_is_there
 from cloudai.specs.serving import ServerLimits
 
 __all__ = ["engine_for"]
@@ -17,7 +18,9 @@ __all__ = ["engine_for"]
 def engine_for(
     model: TextModel, decode: Callable[[Sequence[int]], str], metrics: GenerationMetrics, limits: ServerLimits
 ) -> GenerationEngine:
-    """Return the engine for a model."""
+    """Return the engine for a model: vLLM where it is installed and sees a GPU, our own elsewhere."""
+    if vllm_is_there():
+        return VllmEngine(model, decode=decode, ends=_ends(model), watcher=metrics, most=limits.max_in_flight)
     return BatchingEngine(
         decoder_for(model.model, capacity=model.capacity),
         decode=decode,
