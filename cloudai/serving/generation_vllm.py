@@ -1,7 +1,7 @@
 """vLLM as the engine, where it is installed and sees a GPU.
 
-Written against vLLM's interface as published (``AsyncLLMEngine``, its version 1); it has not been run here. vLLM computes tokens;
-texts, stop strings and limits are ours, so that they are the same with every engine.
+Written against vLLM's interface as published (``AsyncLLMEngine``, its version 1); it has not been run here. vLLM computes
+tokens; texts, stop strings and limits are ours, so that they are the same with every engine.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class VllmEngine:
         text = _Text(order, deliver, TextStream(self._decode, stop=order.sampling.stop, opening=order.opening))
         text.task = asyncio.create_task(self._follow(text))
         self._texts.add(text)
+        text.task.add_done_callback(lambda _: self._texts.discard(text))  # also of a task that was cancelled before it began
         return text
 
     async def _follow(self, text: _Text) -> None:
@@ -106,7 +107,6 @@ class VllmEngine:
             _logger.exception("vLLM failed on a text")
             text.deliver(Piece("", 0, "error"))
         finally:
-            self._texts.discard(text)
             self._watcher.ended(finish)
             await outputs.aclose()
 

@@ -126,6 +126,7 @@ def test_more_texts_than_places_are_refused():
             engine.write(Order([1], Sampling(max_tokens=1)), lambda piece: None)
         text.cancel()
         await asyncio.wait([text.task])
+        assert engine.waiting == 0
 
     asyncio.run(main())
 
