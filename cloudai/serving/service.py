@@ -73,7 +73,12 @@ class ModelService:
         self.name, self.version, self.signature = name, servable.version, servable.signature
         self.limits = limits
         self.codec = Codec(name, servable.version, servable.signature)
-        self.metrics = ModelMetrics((name, servable.version, instance), lambda: self.in_flight, lambda: self.engine.waiting)
+        self.metrics = ModelMetrics(
+            (name, servable.version, instance),
+            in_flight=lambda: self.in_flight,
+            waiting=lambda: self.engine.waiting,
+            sampled=lambda: self._samples.share,
+        )
         self.in_flight = 0
         trial = run_trial(servable, example, most=limits.max_batch) if example is not None else Trial()
         self.engine = Engine(servable, threads=threads, trial=trial, on_batch=self._count_batch)
