@@ -282,7 +282,8 @@ def refusals() -> str:
 def metrics() -> str:
     """List the metrics of server and router with their labels."""
     rows = []
-    for call in ast.walk(ast.parse((PACKAGE / "serving" / "metrics.py").read_text(encoding="utf-8"))):
+    sources = [(PACKAGE / "serving" / name).read_text(encoding="utf-8") for name in ("metrics.py", "generation_metrics.py")]
+    for call in (call for source in sources for call in ast.walk(ast.parse(source))):
         kind = getattr(call.func, "id", "").removesuffix("MetricFamily") if isinstance(call, ast.Call) else ""
         if isinstance(call, ast.Call) and kind in {"Counter", "Gauge", "Histogram"}:
             name, meaning = (ast.literal_eval(arg) for arg in call.args[:2])

@@ -89,6 +89,10 @@ def test_models_that_answer_differently_in_rows_take_turns():
     assert isinstance(decoder_for(model, capacity=64), TurnDecoder)
 
 
+def test_models_of_half_precision_go_in_rows_too():
+    assert isinstance(decoder_for(writers.llama().bfloat16(), capacity=64), RowDecoder)
+
+
 def test_memory_is_given_back_with_the_last_text():
     decoder = decoder_for(writers.llama(), capacity=64)
     for _ in range(3):
