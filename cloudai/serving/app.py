@@ -230,6 +230,7 @@ class Inference:
         except RequestError as error:
             self._place.refuse(HttpError(400, error.what, fix=error.fix))
         else:
+            self._call.notes = {**self._service.about, "rows": self._request.rows}
             self._place.ask(self._request, self._call.id)
 
     def refuse(self, error: HttpError) -> None:

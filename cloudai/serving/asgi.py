@@ -8,12 +8,15 @@ import json
 import logging
 import random
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 __all__ = [
     "AGAIN",
+    "Account",
     "Application",
     "Asked",
     "Call",
@@ -34,6 +37,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 AGAIN = ((b"retry-after", b"1"),)
 """The header of a refusal that is over soon."""
 
+_NOTHING: Mapping[str, Any] = {}
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _logger = logging.getLogger(__name__)
 
@@ -76,12 +80,18 @@ class Asked:
         Decoded.
     id : str
         The client's ``x-request-id`` if it is sane (up to 64 of ``A-Z a-z 0-9 . _ : -``), else a new one.
+    begun : float
+        When its head was there, in `time.perf_counter`'s seconds.
+    notes : mapping of str to Any
+        What the one who answers has to say of it, for those who keep account of requests.
     """
 
-    __slots__ = ("_headers", "id", "path")
+    __slots__ = ("_headers", "begun", "id", "notes", "path")
 
     def __init__(self, path: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        self.begun = time.perf_counter()
         self.path = path
+        self.notes: Mapping[str, Any] = _NOTHING
         self._headers: dict[bytes, bytes] = dict(headers[::-1])
         self.id = _identity(self._headers.get(b"x-request-id"))
 
@@ -93,6 +103,40 @@ class Asked:
         """Raise `HttpError` 413 if the body will be longer than `limit` bytes, by what its head says."""
         if int(self._headers.get(b"content-length") or 0) > limit:
             raise too_large(limit)
+
+
+@dataclass(slots=True)
+class Account:
+    """What became of one request, for those who keep account of them; never what was asked or answered.
+
+    Attributes
+    ----------
+    id, method, path, route : str
+        The route is the path, or its kind where there may be endless many.
+    status : int
+        Of the answer; 499 where the client went away before it.
+    seconds : float
+        From the head of the request to the answer.
+    sent : int
+        Bytes of the answer's body.
+    client : str
+        Its address.
+    notes : mapping of str to Any
+        What the one who answered has to say of it.
+    header : callable
+        Returns a header of the request.
+    """
+
+    id: str
+    method: str
+    path: str
+    route: str
+    status: int
+    seconds: float
+    sent: int
+    client: str
+    notes: Mapping[str, Any]
+    header: Callable[[bytes], bytes | None]
 
 
 class Call(Asked, ABC):
@@ -137,8 +181,8 @@ class Exchange(Asked):
     ----------
     method : str
         HEAD counts as GET.
-    started : bool
-        Whether the head of the answer is on its way, so that no other answer can be given any more.
+    status, sent : int
+        Of the answer: its status, 0 before its head is on its way, and the bytes of its body.
     answered : bool
         Whether the answer is whole.
     """
@@ -147,7 +191,8 @@ class Exchange(Asked):
         super().__init__(scope["path"], scope["headers"])
         self.scope = scope
         self.method: str = "GET" if scope["method"] == "HEAD" else scope["method"]
-        self.started = self.answered = False
+        self.status = self.sent = 0
+        self.answered = False
         self._receive, self._send, self._closing = receive, send, closing
 
     async def read(self, limit: int) -> bytes:
@@ -210,11 +255,12 @@ class Exchange(Asked):
         own = [(b"x-request-id", self.id.encode())]
         if self._closing():
             own.append((b"connection", b"close"))
-        self.started = True
+        self.status = status
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *own]})
 
     async def write(self, chunk: bytes, *, more: bool) -> None:
         """Send a part of the answer's body."""
+        self.sent += len(chunk)
         self.answered = not more
         await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
 
@@ -226,7 +272,7 @@ class Exchange(Asked):
 
     async def refuse(self, error: HttpError) -> None:
         """Answer with what is wrong, unless another answer is already on its way."""
-        if not self.started:
+        if not self.status:
             problem = {"error": error.what, "fix": error.fix, "request_id": self.id}
             if self.path.startswith("/v1/"):
                 problem = error.for_openai()
@@ -258,11 +304,14 @@ class Application(ABC):
         The process is about to end: not ready any more, and connections are closed after each answer.
     accepting : bool
         Whether new work is still taken; at the end of draining it is not.
+    accountants : tuple of callable
+        Told what became of each request.
     """
 
     def __init__(self, *, check: Callable[[Asked], None] = lambda asked: None) -> None:
         self.draining = False
         self.accepting = True
+        self.accountants: tuple[Callable[[Account], None], ...] = ()
         self._check = check
 
     @property
@@ -304,6 +353,22 @@ class Application(ABC):
         except Exception:
             _logger.exception("request %s failed", exchange.id)
             await exchange.refuse(HttpError(500, "the server failed", fix="look into its log for the request's id"))
+        finally:
+            if self.accountants:
+                client = str((scope.get("client") or ("",))[0])
+                self.account(exchange, exchange.method, exchange.status or 499, exchange.sent, client)
+
+    def account(self, asked: Asked, method: str, status: int, sent: int, client: str) -> None:
+        """Tell the accountants of a request."""
+        seconds = time.perf_counter() - asked.begun
+        route = self.route_of(asked.path, status)
+        account = Account(asked.id, method, asked.path, route, status, seconds, sent, client, asked.notes, asked.header)
+        for accountant in self.accountants:
+            accountant(account)
+
+    def route_of(self, path: str, status: int) -> str:
+        """Return the kind of a path; what does not exist is one kind, or whoever asks could make endless many."""
+        return "none" if status == 404 else path
 
     @property
     def express(self) -> ExpressLane:

@@ -123,6 +123,8 @@ class _Protocol(HttpToolsProtocol):
         if self._call is not None and self._call.express is not None and not self._call.response_complete:
             self._call.response_complete = True
             self._call.express.lost()
+            if self._application.accountants:
+                self._account(self._call, 499, 0)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -194,6 +196,11 @@ class _Protocol(HttpToolsProtocol):
         if not keep_alive:
             self.transport.close()
         self.on_response_complete()
+        if self._application.accountants:
+            self._account(call, status, own[1])
+
+    def _account(self, call: _Call, status: int, sent: int) -> None:
+        self._application.account(call, "POST", status, sent, self.client[0] if self.client else "")
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, or too much of it, in our words; uvicorn calls this for whatever it cannot read."""

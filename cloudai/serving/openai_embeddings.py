@@ -54,6 +54,7 @@ class EmbeddingsFace:
             seat.place.ask(request, exchange.id)
             await seat.delivered.wait()
             answer = _answer(asked, (seat.place.outputs or {})["vector"], tokens)
+            exchange.notes = {**self._service.about, "rows": request.rows, "prompt_tokens": tokens}
             self._service.metrics.answered(time.perf_counter() - begun, request.rows)
             await exchange.reply(200, answer)
 

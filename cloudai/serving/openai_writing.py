@@ -98,6 +98,7 @@ class WritingFace:
                 async with exchange.attended():
                     with self._written(asked.orders) as pieces:
                         await (self._stream if asked.stream else self._whole)(exchange, asked, pieces, seat)
+                exchange.notes = {**self._service.about, "rows": len(asked.orders), **asked.answer.usage}
                 self._service.metrics.answered(time.perf_counter() - begun, len(asked.orders))
         except HttpError as error:
             raise _too_late(limits.timeout) if error.status == 504 else error from None

@@ -8,7 +8,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cloudai.drivers.samples import Answer, Arrays, encode
@@ -35,6 +35,8 @@ class SampleLog:
         The most that may lie in the folder, and the most that may wait in memory.
     dropped : callable
         Told how many rows could not be kept because memory or disk was full.
+    events : callable, optional
+        Told of what is kept, in the writer's thread.
     flush_rows : int
         So many waiting rows are written at once, fewer after `flush_seconds`.
 
@@ -52,6 +54,7 @@ class SampleLog:
         max_bytes: int,
         dropped: Callable[[int], None],
         most_requests: float = 1000.0,
+        events: Callable[[Sequence[Answer]], None] | None = None,
         flush_rows: int = 1000,
         flush_seconds: float = 1.0,
     ) -> None:
@@ -60,6 +63,7 @@ class SampleLog:
             draft.unlink(missing_ok=True)
         self._folder, self._rate, self._max_bytes, self._dropped = folder, rate, max_bytes, dropped
         self._flush_rows, self._flush_seconds = flush_rows, flush_seconds
+        self._events = events
         self.share = rate
         """The share of requests that are kept now."""
         self._most_requests, self._offered, self._since = most_requests, 0, time.monotonic()
@@ -114,6 +118,9 @@ class SampleLog:
             except OSError:
                 self._dropped(sum(answer.rows for answer in answers))
                 raise
+            finally:
+                if self._events is not None:
+                    self._events(answers)
 
     def close(self) -> None:
         """Write what waits, and end."""

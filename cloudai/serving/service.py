@@ -72,6 +72,8 @@ class ModelService:
         _check_signature(servable.name, servable.signature)
         self.name, self.version, self.signature = name, servable.version, servable.signature
         self.limits = limits
+        self.about = {"model.name": name, "model.version": servable.version}
+        """What traces say of its requests."""
         self.codec = Codec(name, servable.version, servable.signature)
         self.metrics = ModelMetrics(
             (name, servable.version, instance),
