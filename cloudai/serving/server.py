@@ -15,6 +15,7 @@ from typing import NoReturn
 import numpy as np
 from pydantic import Field
 
+from cloudai import settings
 from cloudai.serving.access import Access
 from cloudai.serving.app import ModelApplication
 from cloudai.serving.engine import Servable
@@ -23,7 +24,7 @@ from cloudai.serving.faces import faces_of
 from cloudai.serving.process import ProcessOptions, errors_in_two_lines, read_arguments, run
 from cloudai.serving.samples import SampleLog
 from cloudai.serving.service import ModelService
-from cloudai.specs.serving import ServerLimits
+from cloudai.specs.serving import Runtime, ServerLimits
 from cloudai.specs.units import Bytes
 
 __all__ = ["ServerOptions", "main", "serve"]
@@ -33,6 +34,7 @@ class ServerOptions(ProcessOptions, ServerLimits):
     """How a model is served."""
 
     name: str = Field(default="", description="the model's name in URLs and metrics; by default its own")
+    runtime: Runtime = Field(default="auto", description="what runs torch models: onnx, torch, or what is best")
     threads: int = Field(
         default=min(4, os.cpu_count() or 1), ge=1, le=256, description="how many requests are computed at the same time"
     )
@@ -76,7 +78,7 @@ def _application(
         )
         services.append(service)
     faces = faces_of(models[0][0], services[0]) if one else []  # of several models none could have /v1 for itself
-    return ModelApplication(services, check=access.check, faces=faces)
+    return ModelApplication(services, check=access.check, needs_token=access.path is not None, faces=faces)
 
 
 def _samples(options: ServerOptions, folder: Path, name: str, version: str) -> Callable[[Callable[[int], None]], SampleLog]:
@@ -97,12 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument("--digest", default=[], action="append", help="the digest that the model must have, in the same order")
     with errors_in_two_lines():
         options, asked = read_arguments(ServerOptions, parser, arguments)
+        from cloudai.artifacts import runtimes
         from cloudai.artifacts.model import Model
 
         digests = itertools.chain(asked.digest, itertools.repeat(""))
         models = [Model.open(uri, digest) for uri, digest in zip(asked.model, digests, strict=False)]
-        loaded = [(model.servable(), model.example) for model in models]
-    run(lambda port, access: _application(loaded, options, port, access), options, state_file="server.json")
+        cache = settings.current().home / "cache" / "onnx"
+        ready = [(runtimes.loaded(model, options.runtime, cache), model.example) for model in models]
+    run(lambda port, access: _application(ready, options, port, access), options, state_file="server.json")
 
 
 if __name__ == "__main__":
