@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from cloudai.artifacts.known import find_model
 from cloudai.artifacts.model import Model
 from cloudai.display import Card, Table, duration, money
 from cloudai.drivers import registry
-from cloudai.errors import NotReadyError, RunFailedError, SpecError
+from cloudai.errors import MissingExtraError, NotReadyError, RunFailedError, SpecError
 from cloudai.planning.spending import Span, Spending, spending
 from cloudai.serving import client
 from cloudai.serving.labels import judged
@@ -227,6 +228,29 @@ class Deployment(Handle):
         arrays = arrays_for(self.model.signature, data, self.model.features)
         rows = {name: np.asarray(array)[:1] for name, array in arrays.items()}
         return client.curl_line(self.url, self.name, rows, token_file=self.token_file, tls=self._client_tls())
+
+    def openai_client(self, **options: Any) -> Any:
+        """Return a client of OpenAI's package that asks this service, where its model writes or embeds texts.
+
+        Parameters
+        ----------
+        **options
+            Passed on to ``openai.OpenAI``, such as ``timeout`` in seconds. The client has the token as it is now.
+
+        Raises
+        ------
+        MissingExtraError
+            If the package ``openai`` is not installed.
+        NotReadyError
+            If the service does not become ready within a minute.
+        """
+        if importlib.util.find_spec("openai") is None:
+            raise MissingExtraError("the package openai is not installed", fix="pip install openai")
+        import openai
+
+        if not self.url:
+            self.wait(_PREDICT_WAIT)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=read_token(self.token_file), **options)
 
     @property
     def token_file(self) -> Path:

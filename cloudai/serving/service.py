@@ -267,6 +267,12 @@ class Place(Waiting):
             self._service.close_place(self)
             self._service.metrics.failed(reason)
 
+    def finish(self) -> None:
+        """Give the place back: something else than the model's outputs was the answer. Nothing happens where it is over."""
+        if not self.over:
+            self.over = True
+            self._service.close_place(self)
+
     def _end(self) -> None:
         self.over = True
         self._service.close_place(self)
