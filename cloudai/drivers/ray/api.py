@@ -133,6 +133,10 @@ class Api:
         """Ask for something to be done."""
         return self._ask("POST", path, json.dumps(value or {}).encode(), patience=_LONG)
 
+    def delete(self, path: str) -> Answer:
+        """Let the cluster forget something."""
+        return self._ask("DELETE", path)
+
     def put(self, path: str, data: bytes) -> Answer:
         """Give the cluster a file."""
         return self._ask("PUT", path, data, patience=_LONG)
