@@ -26,6 +26,7 @@ __all__ = ["Deployments", "Found", "gate_config", "revision_order"]
 
 _ALIVE = ("DEPLOYING", "RUNNING", "UNHEALTHY")
 """What Ray Serve says of an application that it keeps up, or means to."""
+_ANSWERING = ("RUNNING", "UPDATING")
 _LOCAL_OPTIONS = ("--token-file", "--lease-file")
 """Options of a server that name files of this machine."""
 _LONGER = 5.0
@@ -65,7 +66,7 @@ class Found:
     @property
     def answers(self) -> bool:
         """Whether the gate answers."""
-        return bool(self._gate.get("status") == "RUNNING")
+        return _answers(self._gate)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -83,8 +84,10 @@ class Found:
         return self.revisions.get(revision, {}).get("status") in _ALIVE
 
     def is_ready(self, revision: str) -> bool:
-        """Whether a revision answers."""
-        return bool(self.revisions.get(revision, {}).get("status") == "RUNNING")
+        """Whether a revision answers, or would begin to if it were asked."""
+        found = self.revisions.get(revision, {})
+        asleep = found.get("status") == "RUNNING" and not _replicas(found)
+        return asleep or _answers(found)
 
     def status(self, name: str, url: str) -> DeploymentStatus:
         """Put it in the words of the contract."""
@@ -103,10 +106,18 @@ class Found:
         return RevisionStatus(RevisionId(revision), ready, replicas, self.traffic.get(revision, 0), reason, pids)
 
 
-def _pids(application: Mapping[str, Any]) -> tuple[int, ...]:
+def _replicas(application: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     deployments = (application.get("deployments") or {}).values()
-    found = (replica.get("pid") for deployment in deployments for replica in deployment.get("replicas", ()))
-    return tuple(pid for pid in found if pid)
+    return [replica for deployment in deployments for replica in deployment.get("replicas", ())]
+
+
+def _answers(application: Mapping[str, Any]) -> bool:
+    """Whether a replica answers: also while another starts, is lost, or is told of a new configuration."""
+    return application.get("status") in _ALIVE and any(found.get("state") in _ANSWERING for found in _replicas(application))
+
+
+def _pids(application: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(replica["pid"] for replica in _replicas(application) if replica.get("pid"))
 
 
 def _reason(application: Mapping[str, Any]) -> str:
