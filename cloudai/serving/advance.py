@@ -15,7 +15,7 @@ from cloudai.serving.rollout import Rollout
 from cloudai.specs.confidential import redact, redacted
 from cloudai.specs.serving import DeploySpec
 from cloudai.state.ledger import Ledger, Record
-from cloudai.state.tokens import ensure_token, token_path
+from cloudai.state.tokens import ensure_token, read_token, token_digest, token_path
 
 __all__ = ["advance", "due", "needs_of"]
 
@@ -144,12 +144,15 @@ class _Advance:
         found = self.driver.inspect(self.spec.name)
         up = {str(revision.id): revision for revision in found.revisions}
         crashes = {rev: n for rev, n in self.record.status.get("crashes", {}).items() if rev not in up or not up[rev].ready}
+        renewed = self._renewed_token()
         for revision in sorted(rollout.kept):
-            if revision not in up or not up[revision].replicas or not found.pids:
+            if renewed or revision not in up or not up[revision].replicas or not found.pids:
                 if crashes.get(revision, 0) >= _MOST_CRASHES:
                     continue
                 crashes[revision] = crashes.get(revision, 0) + (revision in up and not up[revision].replicas)
                 self._apply(revision, models[revision])
+        if renewed:
+            self._observe(self.record.phase, {"token": renewed})
         observed = {revision.id: revision.traffic for revision in found.revisions if revision.traffic}
         wanted = {revision: share for revision, share in rollout.traffic.items() if share}
         if observed != wanted and all(revision in up and up[revision].ready for revision in wanted):
@@ -159,6 +162,14 @@ class _Advance:
             if left.id not in rollout.kept and left.replicas and not left.traffic:
                 self.driver.retire(self.spec.name, left.id)
         self._note(found, rollout, crashes)
+
+    def _renewed_token(self) -> str:
+        """Return the digest of a token that a place elsewhere has not been told of; servers here read the token's file."""
+        path = token_path(self.ledger.home, self.spec.name)
+        if self.driver.capabilities.here or not path.exists():
+            return ""
+        digest = token_digest(read_token(path))
+        return digest if digest != self.record.status.get("token") else ""
 
     def _apply(self, revision: str, model: Mapping[str, str]) -> None:
         limits, token = self.spec.limits, token_path(self.ledger.home, self.spec.name)

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from cloudai.artifacts.filesystems import is_local
 from cloudai.artifacts.inputs import arrays_for, only_output
 from cloudai.artifacts.known import find_model
 from cloudai.artifacts.model import Model
 from cloudai.display import Card, Table, duration, money
 from cloudai.drivers import registry
-from cloudai.errors import NotReadyError, RunFailedError, SpecError
+from cloudai.errors import NotReadyError, RunFailedError, SpecError, StoreError
 from cloudai.planning.spending import Span, Spending, spending
 from cloudai.serving import client
 from cloudai.serving.rollout import Rollout
@@ -25,7 +26,7 @@ from cloudai.state.ledger import Ledger, Record
 from cloudai.state.tokens import read_token, renew_token, token_path
 from cloudai.training.run import Run
 
-__all__ = ["Deployment", "revision_id"]
+__all__ = ["Deployment", "check_reach", "revision_id"]
 
 _POLL = 0.05  # seconds between two looks while waiting
 _PREDICT_WAIT = 60.0  # seconds that predict() waits for a deployment that is still starting
@@ -184,7 +185,7 @@ class Deployment(Handle):
         return token_path(self._ledger.home, self.name)
 
     def rotate_token(self) -> None:
-        """Make a new token; from the next request on the old one is refused."""
+        """Make a new token; from the next request on the old one is refused, elsewhere from the supervisor's next look on."""
         renew_token(self.token_file)
 
     def canary(self, model: Any = None, percent: int = 10) -> Deployment:
@@ -214,6 +215,7 @@ class Deployment(Handle):
         if model.signature != self.model.signature:
             what = f"{model.name} {model.version} takes and gives {model.signature}"
             raise SpecError(f"{what}, callers of {self.name!r} use {self.model.signature}", fix="deploy it under another name")
+        check_reach(self.spec.on, model.uri)
         revisions: dict[str, Any] = dict(self._record.desired["revisions"])
         revision = revision_id(model, revisions)
         revisions[revision] = model_entry(model)
@@ -311,6 +313,19 @@ class Deployment(Handle):
             "errors": totals.get("ml_inference_errors_total", 0.0),
             "mean_latency_seconds": totals.get("ml_inference_latency_sum", 0.0) / count if count else 0.0,
         }
+
+
+def check_reach(on: str, url: str) -> None:
+    """Refuse a model in a folder of this machine for a place that is others.
+
+    Raises
+    ------
+    StoreError
+        If so.
+    """
+    if registry.get(on).capabilities.elsewhere and is_local(url):
+        fix = "make it where the store is one that both can reach, such as s3://bucket/cloudai (CLOUDAI_STORE)"
+        raise StoreError(f"replicas on {on!r} run on other machines and cannot reach the model in {url}", fix=fix)
 
 
 def deployment_spending(record: Record, now: float) -> Spending:
