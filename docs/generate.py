@@ -283,9 +283,10 @@ def metrics() -> str:
     """List the metrics of server and router with their labels."""
     rows = []
     for call in ast.walk(ast.parse((PACKAGE / "serving" / "metrics.py").read_text(encoding="utf-8"))):
-        if isinstance(call, ast.Call) and getattr(call.func, "id", "") in {"Counter", "Gauge", "Histogram"}:
+        kind = getattr(call.func, "id", "").removesuffix("MetricFamily") if isinstance(call, ast.Call) else ""
+        if isinstance(call, ast.Call) and kind in {"Counter", "Gauge", "Histogram"}:
             name, meaning = (ast.literal_eval(arg) for arg in call.args[:2])
-            rows.append((f"`{name}`", call.func.id.lower(), meaning))
+            rows.append((f"`{name}`", kind.lower(), meaning))
     return _table(("metric", "kind", "what it counts"), sorted(rows))
 
 

@@ -3,86 +3,67 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from cloudai import __version__
 from cloudai.display import nearest
-from cloudai.errors import DataError, RequestError, SpecError
-from cloudai.serving import protocol
-from cloudai.serving.asgi import Application, Exchange, HttpError, LostClientError, json_bytes
-from cloudai.serving.engine import Engine, InferenceError, Servable
+from cloudai.errors import DataError, RequestError
+from cloudai.serving import binary, protocol
+from cloudai.serving.asgi import Application, Exchange, HttpError, json_bytes
 from cloudai.serving.metrics import ServerMetrics, exposition
-from cloudai.serving.samples import SampleLog
-from cloudai.specs.serving import ServerLimits
+from cloudai.serving.service import ModelService
 
-__all__ = ["ModelApplication"]
+__all__ = ["Handler", "ModelApplication"]
 
-_REASONS = {408: "timeout", 429: "overloaded", 500: "model", 503: "draining", 504: "timeout"}
-_logger = logging.getLogger(__name__)
-T = TypeVar("T")
+Handler = Callable[[Exchange], Awaitable[None]]
+Routes = Mapping[str, tuple[str, Handler]]
+
+_EXTENSIONS = ["binary_tensor_data"]
+_JSON, _OCTETS = b"application/json", b"application/octet-stream"
 
 
 class ModelApplication(Application):
-    """Serves one version of one model.
+    """Serves one or more models, or versions of one.
 
     Parameters
     ----------
-    servable : Servable
-        The model.
-    name : str
-        Its name in URLs and metrics.
-    limits : ServerLimits
-        What is taken on; more is refused at once.
-    threads : int
-        How many requests are computed at the same time.
-    instance : str
-        The metrics' label ``instance``.
-    open_samples : callable
-        Makes the log of sampled rows from the function that counts dropped ones.
+    services : sequence of ModelService
+        The models. Of several versions of one name, the first answers where no version is asked for.
     check : callable
         Refuses a request that may not be answered.
-
-    Raises
-    ------
-    SpecError
-        If the signature cannot be served: a dtype that the protocol does not know, or an array without a batch axis.
+    more : sequence of mappings
+        Further paths, with their method and handler.
     """
 
     def __init__(
-        self,
-        servable: Servable,
-        *,
-        name: str,
-        limits: ServerLimits,
-        threads: int,
-        instance: str,
-        open_samples: Callable[[Callable[[int], None]], SampleLog],
-        check: Callable[[Exchange], None],
+        self, services: Sequence[ModelService], *, check: Callable[[Exchange], None], more: Sequence[Routes] = ()
     ) -> None:
-        super().__init__(max_in_flight=limits.max_in_flight, check=check)
-        _check_servable(servable)
-        self._model, self._name, self._limits = servable, name, limits
-        self._engine = Engine(servable, threads=threads)
-        self._metrics = ServerMetrics(
-            model_name=name, version=servable.version, instance=instance, in_flight=lambda: self.in_flight
-        )
-        self._samples = open_samples(self._metrics.dropped)
+        super().__init__(check=check)
+        self._services = tuple(services)
+        self._metrics = ServerMetrics(service.metrics for service in services)
         self._routes = self._table()
+        for routes in more:
+            self._routes |= routes
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are being worked on."""
+        return sum(service.in_flight for service in self._services)
 
     async def start(self) -> None:
-        """Nothing to do: the model is in memory already."""
+        """Nothing to do: the models are in memory already."""
 
     async def stop(self) -> None:
         """Write the last samples."""
-        self._engine.close()
-        await asyncio.to_thread(self._samples.close)
+        for service in self._services:
+            await service.stop()
 
     def describe(self) -> dict[str, Any]:
-        """Name the model."""
-        return {"ready": not self.draining, "model": self._name, "version": self._model.version}
+        """Name the first model."""
+        first = self._services[0]
+        return {"ready": not self.draining, "model": first.name, "version": first.version}
 
     async def answer(self, exchange: Exchange) -> None:
         """Find the handler by path, then by method."""
@@ -96,29 +77,32 @@ class ModelApplication(Application):
             )
         await handler(exchange)
 
-    def _table(self) -> dict[str, tuple[str, Callable[[Exchange], Awaitable[None]]]]:
-        routes: dict[str, tuple[str, Callable[[Exchange], Awaitable[None]]]] = {
+    def _table(self) -> dict[str, tuple[str, Handler]]:
+        routes: dict[str, tuple[str, Handler]] = {
             "/v2": ("GET", self._server),
             "/v2/health/live": ("GET", self._live),
             "/v2/health/ready": ("GET", self._ready),
             "/metrics": ("GET", self._show_metrics),
             "/internal/flush": ("POST", self._flush),
         }
-        for path in (f"/v2/models/{self._name}", f"/v2/models/{self._name}/versions/{self._model.version}"):
-            routes[path] = ("GET", self._describe_model)
-            routes[f"{path}/ready"] = ("GET", self._ready)
-            routes[f"{path}/infer"] = ("POST", self._infer)
+        for service in reversed(self._services):
+            model = _ModelFace(self, service)
+            versions = [other.version for other in self._services if other.name == service.name]
+            for path in (f"/v2/models/{service.name}", f"/v2/models/{service.name}/versions/{service.version}"):
+                routes[path] = ("GET", model.describer(versions))
+                routes[f"{path}/ready"] = ("GET", self._ready)
+                routes[f"{path}/infer"] = ("POST", model.infer)
         return routes
 
     def _unknown(self, path: str) -> HttpError:
-        here = f"{self._name} {self._model.version}"
+        here = ", ".join(f"{service.name} {service.version}" for service in self._services)
         if path.startswith("/v2/models/"):
             models = [route for route in self._routes if route.startswith("/v2/models/")]
             return HttpError(404, f"there is no model at {path[:200]}; here is {here}", fix=nearest(path[:200], models))
         return HttpError(404, f"there is nothing at {path[:200]}", fix="the protocol begins at /v2")
 
     async def _server(self, exchange: Exchange) -> None:
-        about = {"name": "cloudai", "version": __version__, "extensions": []}
+        about = {"name": "cloudai", "version": __version__, "extensions": _EXTENSIONS}
         await exchange.reply(200, json_bytes(about))
 
     async def _live(self, exchange: Exchange) -> None:
@@ -127,89 +111,79 @@ class ModelApplication(Application):
     async def _ready(self, exchange: Exchange) -> None:
         """Answer both words: the specification's text says ``ready``, its JSON says ``live``."""
         ready = not self.draining
-        body = {"name": self._name, "ready": ready, "live": True}
+        body = {"name": self._services[0].name, "ready": ready, "live": True}
         await exchange.reply(200 if ready else 503, json_bytes(body))
-
-    async def _describe_model(self, exchange: Exchange) -> None:
-        about = protocol.model_metadata(self._name, self._model.version, self._model.signature)
-        await exchange.reply(200, json_bytes(about))
 
     async def _show_metrics(self, exchange: Exchange) -> None:
         text, kind = exposition(self._metrics.registry, (exchange.header(b"accept") or b"").decode("latin-1"))
         await exchange.reply(200, text, kind=kind)
 
     async def _flush(self, exchange: Exchange) -> None:
-        try:
-            await asyncio.to_thread(self._samples.flush)
-        except OSError as error:
-            raise HttpError(500, f"the samples cannot be written: {error.strerror}", fix="make room on the disk") from None
+        for service in self._services:
+            await service.flush_samples()
         await exchange.reply(200, b"{}")
 
-    async def _infer(self, exchange: Exchange) -> None:
-        begun = time.perf_counter()
-        try:
-            with self.admit():
-                answer, rows = await self._predict(exchange)
-                self._metrics.answered(time.perf_counter() - begun, rows)
-                await exchange.reply(200, answer)
-        except HttpError as error:
-            self._metrics.failed(_REASONS.get(error.status, "invalid"))
-            raise
-        except LostClientError:
-            self._metrics.failed("lost_client")
-            raise
 
-    async def _predict(self, exchange: Exchange) -> tuple[bytes, int]:
+class _ModelFace:
+    """What is asked of one model."""
+
+    def __init__(self, application: Application, service: ModelService) -> None:
+        self._application, self._service = application, service
+
+    def describer(self, versions: list[str]) -> Handler:
+        """Return the handler that describes the model."""
+        about = protocol.model_metadata(self._service.name, versions, self._service.signature)
+
+        async def describe(exchange: Exchange) -> None:
+            await exchange.reply(200, json_bytes(about))
+
+        return describe
+
+    async def infer(self, exchange: Exchange) -> None:
         """Read, compute and write one prediction within the time of one request."""
-        _check_content(exchange)
-        deadline = asyncio.get_running_loop().time() + self._limits.timeout
-        body = await _within(deadline, exchange.read(self._limits.max_body), _too_slow)
+        begun = time.perf_counter()
+        self._application.check_accepting()
+        service, limits = self._service, self._service.limits
+        deadline = asyncio.get_running_loop().time() + limits.timeout
         try:
-            request = protocol.decode_request(body, self._model.signature)
-            kept = self._samples.draw(request.inputs)
-            outputs = await _within(deadline, self._engine.infer(request.inputs, rows=request.rows), self._too_late)
-            answer = protocol.encode_response(
-                self._name, self._model.version, outputs, asked=request.outputs, request_id=request.id
-            )
-        except RequestError as error:
-            raise HttpError(400, error.what, fix=error.fix) from None
-        except (InferenceError, DataError) as error:
-            _logger.exception("request %s: the model failed", exchange.id, exc_info=error.__cause__ or error)
-            raise HttpError(500, "the model failed", fix=f"look into the server's log for {exchange.id}") from None
-        if kept is not None:
-            self._samples.keep(exchange.id, kept, outputs, rows=request.rows)
-        return answer, request.rows
-
-    def _too_late(self) -> HttpError:
-        seconds = self._limits.timeout
-        return HttpError(504, f"the model did not answer within {seconds:g} s", fix="send fewer rows, or raise the timeout")
-
-
-def _too_slow() -> HttpError:
-    return HttpError(408, "the body did not arrive in time", fix="send it at once")
+            with service.admitted(deadline):
+                header_length = _header_length(exchange)
+                body = await exchange.read(limits.max_body)
+                try:
+                    request = service.codec.decode(body, header_length)
+                except RequestError as error:
+                    raise HttpError(400, error.what, fix=error.fix) from None
+                outputs = await service.predict(request, request_id=exchange.id)
+                try:
+                    pieces, head = service.codec.encode(outputs, request)
+                except DataError as error:
+                    raise service.failure(exchange.id, error) from None
+                service.metrics.answered(time.perf_counter() - begun, request.rows)
+                await _send(exchange, pieces, head)
+        except HttpError as error:
+            if error.status == 504 and not exchange.whole:
+                raise HttpError(408, "the body did not arrive in time", fix="send it at once") from None
+            raise
 
 
-async def _within(deadline: float, work: Awaitable[T], error: Callable[[], HttpError]) -> T:
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await work
-    except TimeoutError:
-        raise error() from None
+async def _send(exchange: Exchange, pieces: list[bytes | memoryview], head: int | None) -> None:
+    if head is None:
+        await exchange.reply(200, pieces[0])  # type: ignore[arg-type]  # the JSON is always bytes
+    else:
+        headers = [(binary.HEADER, str(head).encode())]
+        await exchange.reply(200, b"".join(pieces), kind="application/octet-stream", headers=headers)
 
 
-def _check_content(exchange: Exchange) -> None:
-    kind = (exchange.header(b"content-type") or b"application/json").split(b";")[0].strip().lower()
+def _header_length(exchange: Exchange) -> int | None:
+    """Return how long the JSON of the body is, where tensors follow it as bytes; refuse other kinds of bodies."""
+    kind = (exchange.header(b"content-type") or _JSON).split(b";")[0].strip().lower()
     coding = (exchange.header(b"content-encoding") or b"identity").strip().lower()
-    if kind != b"application/json" or coding != b"identity":
+    length = exchange.header(binary.HEADER)
+    if coding != b"identity" or (kind != _JSON and not (kind == _OCTETS and length is not None)):
         given = kind.decode("latin-1") if coding == b"identity" else f"content-encoding {coding.decode('latin-1')}"
         raise HttpError(415, f"the body is {given[:80]}", fix="send plain JSON with -H 'content-type: application/json'")
-
-
-def _check_servable(servable: Servable) -> None:
-    signature = servable.signature
-    if not signature.inputs or not signature.outputs:
-        raise SpecError(f"the model {servable.name} has no inputs or no outputs", fix="give it a signature with both")
-    for spec in (*signature.inputs, *signature.outputs):
-        protocol.datatype(spec.dtype)
-        if spec.shape[:1] != (-1,):
-            raise SpecError(f"the model {servable.name} has {spec} without a batch axis", fix="let its first length be -1")
+    if length is None:
+        return None
+    if not length.isdigit() or len(length) > 12:
+        raise HttpError(400, "Inference-Header-Content-Length is no length", fix="send how many bytes of the body are JSON")
+    return int(length)

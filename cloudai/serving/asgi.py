@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import re
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-__all__ = ["Application", "Exchange", "HttpError", "LostClientError", "json_bytes"]
+__all__ = ["AGAIN", "Application", "Exchange", "HttpError", "LostClientError", "json_bytes"]
 
 Headers = Iterable[tuple[bytes, bytes]]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-_AGAIN = [(b"retry-after", b"1")]
+AGAIN = ((b"retry-after", b"1"),)
+"""The header of a refusal that is over soon."""
+
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _logger = logging.getLogger(__name__)
 
@@ -53,16 +55,17 @@ class Exchange:
         The client's ``x-request-id`` if it is sane (up to 64 of ``A-Z a-z 0-9 . _ : -``), else a new one.
     started : bool
         Whether the head of the answer is on its way, so that no other answer can be given any more.
+    whole : bool
+        Whether the body has been read to its end.
     """
 
     def __init__(self, scope: Mapping[str, Any], receive: Receive, send: Send, *, closing: Callable[[], bool]) -> None:
         self.scope = scope
         self.method: str = "GET" if scope["method"] == "HEAD" else scope["method"]
         self.path: str = scope["path"]
-        self.started = False
+        self.started = self.whole = False
         self._receive, self._send, self._closing = receive, send, closing
-        given = self.header(b"x-request-id")
-        self.id = given.decode("ascii") if given is not None and _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        self.id = _identity(self.header(b"x-request-id"))
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first header of that lower-case name."""
@@ -90,7 +93,8 @@ class Exchange:
                 raise _too_large(limit)
             chunks.append(message["body"])
             more = message["more_body"]
-        return b"".join(chunks)
+        self.whole = True
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send the status and the headers, among them the request's id."""
@@ -117,6 +121,12 @@ class Exchange:
             await self.reply(error.status, json_bytes(problem), headers=error.headers)
 
 
+def _identity(given: bytes | None) -> str:
+    if given is not None and _SANE_ID.fullmatch(given):
+        return given.decode("ascii")
+    return f"{random.getrandbits(128):032x}"  # no secret, and a sixth of the cost of a UUID
+
+
 def _too_large(limit: int) -> HttpError:
     return HttpError(413, f"the body is larger than {limit} bytes", fix="send fewer rows at once")
 
@@ -135,16 +145,17 @@ class Application(ABC):
         The process is about to end: not ready any more, and connections are closed after each answer.
     accepting : bool
         Whether new work is still taken; at the end of draining it is not.
-    in_flight : int
-        How many requests are being worked on.
     """
 
-    def __init__(self, *, max_in_flight: int, check: Callable[[Exchange], None] = lambda exchange: None) -> None:
+    def __init__(self, *, check: Callable[[Exchange], None] = lambda exchange: None) -> None:
         self.draining = False
         self.accepting = True
-        self.in_flight = 0
-        self._max_in_flight = max_in_flight
         self._check = check
+
+    @property
+    @abstractmethod
+    def in_flight(self) -> int:
+        """How many requests are being worked on."""
 
     @abstractmethod
     async def answer(self, exchange: Exchange) -> None:
@@ -173,35 +184,12 @@ class Application(ABC):
         except HttpError as error:
             await exchange.refuse(error)
         except asyncio.CancelledError:  # only the end of the process cancels, after all the time that it had
-            await exchange.refuse(HttpError(503, "the server has ended", fix="send the request again", headers=_AGAIN))
+            await exchange.refuse(HttpError(503, "the server has ended", fix="send the request again", headers=AGAIN))
         except Exception:
             _logger.exception("request %s failed", exchange.id)
             await exchange.refuse(HttpError(500, "the server failed", fix="look into its log for the request's id"))
 
-    def admit(self) -> Admission:
-        """Take a place among the requests in flight, as a context.
-
-        Raises
-        ------
-        HttpError
-            429 if there is none, 503 if no new work is taken; both say when to come again.
-        """
+    def check_accepting(self) -> None:
+        """Raise `HttpError` 503, which says when to come again, if no new work is taken."""
         if not self.accepting:
-            raise HttpError(503, "the server is shutting down", fix="send the request again", headers=_AGAIN)
-        if self.in_flight >= self._max_in_flight:
-            what = f"{self.in_flight} requests are in flight already"
-            raise HttpError(429, what, fix="send the request again a little later", headers=_AGAIN)
-        return Admission(self)
-
-
-class Admission:
-    """A place among the requests in flight, given back at the end of the context."""
-
-    def __init__(self, application: Application) -> None:
-        self._application = application
-
-    def __enter__(self) -> None:
-        self._application.in_flight += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._application.in_flight -= 1
+            raise HttpError(503, "the server is shutting down", fix="send the request again", headers=AGAIN)

@@ -1,63 +1,229 @@
-"""The model at work: in threads of its own, so that health checks are answered while it computes."""
+"""The model at work: requests that come at the same time are computed together, and none waits for company.
+
+The batcher is work-conserving: whenever the model is free and a request is there, a batch starts, with all that wait, up to
+the size beyond which this model gains nothing. There is no timer and no fixed wait: while a batch is computed the next one
+gathers by itself. Batches of less than `_INLINE` seconds are computed in the event loop, which then has no thread to wake;
+longer ones in threads, so that health checks are answered and requests read meanwhile.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
 from cloudai.artifacts.servable import Servable
-from cloudai.artifacts.signature import Signature
+from cloudai.artifacts.signature import TensorSpec
 from cloudai.errors import RequestError
+from cloudai.serving.batch_times import BatchTimes
+from cloudai.serving.trial import Trial
 
 __all__ = ["Engine", "InferenceError", "Servable"]
+
+_INLINE = 0.0005
+"""Seconds; handing a batch to a thread and back costs about a tenth of this, and nobody notices so short a pause."""
+
+Arrays = Mapping[str, np.ndarray]
+Outcome = dict[str, np.ndarray] | BaseException
 
 
 class InferenceError(Exception):
     """The model failed on a good request."""
 
 
-class Engine:
-    """Runs a model in a pool of threads.
+class _Waiting:
+    """One request in the queue, or being computed."""
 
-    Batching has its place here, behind `infer`: whoever calls it gets the answer to his own rows.
+    __slots__ = ("answer", "inputs", "rows", "since")
+
+    def __init__(self, inputs: Arrays, rows: int, answer: asyncio.Future[dict[str, np.ndarray]]) -> None:
+        self.inputs, self.rows, self.answer = inputs, rows, answer
+        self.since = time.perf_counter()
+
+
+class Engine:
+    """Runs one model.
+
+    Parameters
+    ----------
+    servable : Servable
+        The model.
+    threads : int
+        How many batches are computed at the same time.
+    trial : Trial, optional
+        What trial runs showed; without one, or where rows influence each other, each request is computed by itself.
+    on_batch : callable
+        Told of each batch: requests, rows, seconds that its oldest request waited, and seconds that it took.
     """
 
-    def __init__(self, servable: Servable, *, threads: int) -> None:
+    def __init__(
+        self,
+        servable: Servable,
+        *,
+        threads: int,
+        trial: Trial | None = None,
+        on_batch: Callable[[int, int, float, float], None] = lambda requests, rows, waited, took: None,
+    ) -> None:
         self.servable = servable
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="infer")
+        self._times = BatchTimes(trial.seconds) if trial is not None and trial.seconds else None
+        self._batches = trial is not None and trial.independent
+        self._on_batch = on_batch
+        self._free = self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="infer")
+        self._queues: dict[tuple[tuple[int, ...], ...], deque[_Waiting]] = {}
+        self._same_shapes = all(-1 not in spec.shape[1:] for spec in servable.signature.inputs)
+        self._rows_waiting = 0
+        self._scheduled = False
 
-    async def infer(self, inputs: Mapping[str, np.ndarray], *, rows: int) -> dict[str, np.ndarray]:
-        """Predict `rows` rows. If cancelled while waiting for a thread, nothing is computed.
+    @property
+    def waiting(self) -> int:
+        """Rows that wait to be computed."""
+        return self._rows_waiting
 
-        Raises
-        ------
-        RequestError
-            If the model cannot take these values.
-        InferenceError
-            If the model fails, or its answer does not fit its signature.
+    @property
+    def wait(self) -> float:
+        """Seconds that a request which comes now should wait for its answer, after all that wait already."""
+        if self._times is None:
+            return 0.0
+        before = self._rows_waiting + (self._threads - self._free) * self._times.best / 2
+        return before / (self._times.rate * self._threads) + self._times.seconds(1)
+
+    def infer(self, inputs: Arrays, *, rows: int) -> asyncio.Future[dict[str, np.ndarray]]:
+        """Predict `rows` rows. If the future is cancelled while the request waits, nothing is computed.
+
+        Its errors are a `RequestError` if the model cannot take these values, and an `InferenceError` if the model fails,
+        or its answer does not fit its signature.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._compute, inputs, rows)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[dict[str, np.ndarray]] = loop.create_future()
+        key = () if self._same_shapes else tuple(array.shape[1:] for array in inputs.values())
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = deque()
+        queue.append(_Waiting(inputs, rows, answer))
+        self._rows_waiting += rows
+        if self._free and not self._scheduled:  # not at once: all that the loop has read by then goes into the batch
+            self._scheduled = True
+            loop.call_soon(self._dispatch)
+        return answer
 
     def close(self) -> None:
         """Drop what waits for a thread; what is being computed cannot be stopped and is not waited for."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _compute(self, inputs: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+    def _dispatch(self) -> None:
+        self._scheduled = False
+        loop = asyncio.get_running_loop()
+        while self._free and (batch := self._next_batch()):
+            rows = sum(waiting.rows for waiting in batch)
+            if self._times is not None and self._times.seconds(rows) < _INLINE:
+                begun = time.perf_counter()
+                self._deliver(batch, self._compute(batch), begun, time.perf_counter() - begun)
+                if self._queues and not self._scheduled:  # the loop reads before the next one
+                    self._scheduled = True
+                    loop.call_soon(self._dispatch)
+                return
+            self._free -= 1
+            self._pool.submit(self._in_thread, batch, loop)
+
+    def _next_batch(self) -> list[_Waiting]:
+        """Take the oldest request and those like it, up to the size that is worth while."""
+        while self._queues:
+            key = (
+                min(self._queues, key=lambda key: self._queues[key][0].since)
+                if len(self._queues) > 1
+                else next(iter(self._queues))
+            )
+            batch = self._take(self._queues[key])
+            if not self._queues[key]:
+                del self._queues[key]
+            if batch:
+                return batch
+        return []
+
+    def _take(self, queue: deque[_Waiting]) -> list[_Waiting]:
+        most = self._times.best if self._batches and self._times is not None else 1
+        batch: list[_Waiting] = []
+        rows = 0
+        while queue and (not rows or rows + queue[0].rows <= most):
+            waiting = queue.popleft()
+            self._rows_waiting -= waiting.rows
+            if not waiting.answer.done():  # given up, by its deadline or because the client went away
+                batch.append(waiting)
+                rows += waiting.rows
+        return batch
+
+    def _in_thread(self, batch: list[_Waiting], loop: asyncio.AbstractEventLoop) -> None:
+        begun = time.perf_counter()
+        outcomes = self._compute(batch)
+        loop.call_soon_threadsafe(self._from_thread, batch, outcomes, begun, time.perf_counter() - begun)
+
+    def _from_thread(self, batch: list[_Waiting], outcomes: Sequence[Outcome], begun: float, took: float) -> None:
+        self._free += 1
+        self._deliver(batch, outcomes, begun, took)
+        self._dispatch()
+
+    def _deliver(self, batch: list[_Waiting], outcomes: Sequence[Outcome], begun: float, took: float) -> None:
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            if waiting.answer.done():
+                continue
+            if isinstance(outcome, BaseException):
+                waiting.answer.set_exception(outcome)
+            else:
+                waiting.answer.set_result(outcome)
+        rows = sum(waiting.rows for waiting in batch)
+        if self._times is not None:
+            self._times.learn(rows, took)
+        self._on_batch(len(batch), rows, begun - batch[0].since, took)
+
+    def _compute(self, batch: Sequence[_Waiting]) -> list[Outcome]:
+        """Return what becomes of each request; one that the model cannot take harms no other."""
         try:
-            outputs = self.servable.infer(inputs)
-        except RequestError:
-            raise
-        except BaseException as error:  # also a SystemExit of the model: it would end the event loop
-            raise InferenceError(f"{type(error).__name__} in the model") from error
-        return _fitting(outputs, self.servable.signature, rows)
+            return list(self._together(batch))
+        except BaseException as error:  # noqa: BLE001  also a SystemExit of the model: it would end the event loop
+            if len(batch) == 1:
+                return [_outcome(error)]
+            return [outcome for waiting in batch for outcome in self._compute([waiting])]
+
+    def _together(self, batch: Sequence[_Waiting]) -> list[dict[str, np.ndarray]]:
+        signature = self.servable.signature
+        if len(batch) == 1:
+            inputs, rows = batch[0].inputs, batch[0].rows
+            return [_fitting(self.servable.infer(inputs), signature.outputs, rows)]
+        names = [spec.name for spec in signature.inputs]
+        joined = {name: np.concatenate([waiting.inputs[name] for waiting in batch]) for name in names}
+        outputs = _fitting(self.servable.infer(joined), signature.outputs, len(joined[names[0]]))
+        return _parted(outputs, [waiting.rows for waiting in batch])
 
 
-def _fitting(outputs: Mapping[str, np.ndarray], signature: Signature, rows: int) -> dict[str, np.ndarray]:
+def _outcome(error: BaseException) -> BaseException:
+    if isinstance(error, RequestError | InferenceError):
+        return error
+    failure = InferenceError(f"{type(error).__name__} in the model")
+    failure.__cause__ = error
+    return failure
+
+
+def _parted(outputs: Mapping[str, np.ndarray], rows: Sequence[int]) -> list[dict[str, np.ndarray]]:
+    """Return each request's own rows, without copying any."""
+    parts: list[dict[str, np.ndarray]] = []
+    begin = 0
+    items: list[tuple[str, Any]] = list(outputs.items())
+    for count in rows:
+        end = begin + count
+        parts.append({name: array[begin:end] for name, array in items})
+        begin = end
+    return parts
+
+
+def _fitting(outputs: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], rows: int) -> dict[str, np.ndarray]:
     """Keep the outputs of the signature, each checked: a row too few would give a client another's answer."""
-    for spec in signature.outputs:
+    for spec in specs:
         if spec.name not in outputs:
             raise InferenceError(f"the model gave no output {spec.name!r}")
         array = outputs[spec.name]
@@ -67,4 +233,4 @@ def _fitting(outputs: Mapping[str, np.ndarray], signature: Signature, rows: int)
             raise InferenceError(f"the model gave {array.dtype.name}{list(array.shape)} where it promised {spec}") from None
         if len(array) != rows:
             raise InferenceError(f"the model gave {len(array)} rows of {spec.name!r} for {rows} rows of input")
-    return {spec.name: outputs[spec.name] for spec in signature.outputs}
+    return {spec.name: outputs[spec.name] for spec in specs}

@@ -1,7 +1,8 @@
-"""The Open Inference Protocol v2 over JSON: requests and answers, both as the server and as a client sees them.
+"""The Open Inference Protocol v2 over REST: requests and answers, both as the server and as a client sees them.
 
 Source: https://github.com/kserve/open-inference-protocol (``specification/protocol/inference_rest.md``). Where the
-specification contradicts itself, both readings are accepted: tensor data may be nested or flat.
+specification contradicts itself, both readings are accepted: tensor data may be nested or flat. Tensors may also follow the
+JSON as bytes, see `cloudai.serving.binary`. A server's quick path is `cloudai.serving.codec`; this one is careful.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ from cloudai import texts
 from cloudai.artifacts.signature import TEXT, Signature, TensorSpec, dtype_of
 from cloudai.display import nearest
 from cloudai.errors import DataError, RequestError
+from cloudai.serving import binary
 
 __all__ = [
     "DATATYPES",
     "InferenceRequest",
+    "Wanted",
+    "check_finite",
     "datatype",
     "decode_request",
     "decode_response",
+    "dtype_named",
+    "encode_binary_request",
     "encode_request",
-    "encode_response",
     "model_metadata",
 ]
 
@@ -53,6 +58,14 @@ _MOST_DIMENSIONS = 16
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """An output that a request asks for, and whether as bytes after the JSON."""
+
+    name: str
+    binary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class InferenceRequest:
     """A request that fits the model's signature.
 
@@ -62,7 +75,7 @@ class InferenceRequest:
         The client's name for it, echoed in the answer.
     inputs : dict of str to array
         Exactly the inputs of the signature.
-    outputs : tuple of str
+    outputs : tuple of Wanted
         The outputs that are asked for, in the order asked.
     rows : int
         The length of the batch.
@@ -70,7 +83,7 @@ class InferenceRequest:
 
     id: str | None
     inputs: dict[str, np.ndarray]
-    outputs: tuple[str, ...]
+    outputs: tuple[Wanted, ...]
     rows: int
 
 
@@ -92,7 +105,12 @@ def datatype(dtype: str) -> str:
     return DATATYPES[dtype]
 
 
-def decode_request(body: bytes, signature: Signature) -> InferenceRequest:
+def dtype_named(word: str) -> np.dtype:
+    """Return numpy's dtype of a protocol's datatype; texts are objects."""
+    return _DTYPES[word]
+
+
+def decode_request(body: bytes | bytearray, signature: Signature, header_length: int | None = None) -> InferenceRequest:
     """Read an inference request and check it against the model.
 
     Parameters
@@ -101,6 +119,8 @@ def decode_request(body: bytes, signature: Signature) -> InferenceRequest:
         JSON. Tensor data may be nested as the shape says, or flat in row-major order.
     signature : Signature
         What the model takes and gives; the first axis of each array is the batch.
+    header_length : int, optional
+        How long the JSON is, where tensors follow it as bytes; 0 where the body is the one input's bytes alone.
 
     Raises
     ------
@@ -114,7 +134,10 @@ def decode_request(body: bytes, signature: Signature) -> InferenceRequest:
     >>> decode_request(body, signature).inputs
     {'x': array([[3., 4.]], dtype=float32)}
     """
-    request = _object(_json(body), "the body", '{"inputs": [...]}')
+    if header_length == 0:
+        return _raw_request(body, signature)
+    content = _Content(body, header_length)
+    request = _object(_json(content.json), "the body", '{"inputs": [...]}')
     identity = request.get("id")
     if not isinstance(identity, str | None):
         raise RequestError('"id" must be a text', fix="leave it out, or give a text")
@@ -124,33 +147,66 @@ def decode_request(body: bytes, signature: Signature) -> InferenceRequest:
         name = _name(entry, "input", specs)
         if name in inputs:
             raise RequestError(f"the input {name!r} is given twice", fix="give each input once")
-        inputs[name] = _tensor(entry, name, specs[name])
+        inputs[name] = _tensor(entry, name, specs[name], content)
+    content.check_end()
+    return _checked(identity, inputs, _asked(request, signature), signature)
+
+
+def _raw_request(body: bytes | bytearray, signature: Signature) -> InferenceRequest:
+    """Read a body that is one tensor's bytes and nothing else: one row of a model with one input of numbers."""
+    spec = signature.inputs[0]
+    if len(signature.inputs) != 1 or -1 in spec.shape[1:] or spec.dtype == TEXT:
+        raise RequestError(
+            "a body without JSON needs a model with one input of numbers of a fixed shape", fix="send JSON first"
+        )
+    dtype = _DTYPES[datatype(spec.dtype)]
+    rows = len(body) // max(1, dtype.itemsize * math.prod(spec.shape[1:]))
+    array = binary.from_bytes(memoryview(bytearray(body)), (rows, *spec.shape[1:]), dtype, f"input {spec.name!r}")
+    wanted = tuple(Wanted(output.name, binary=True) for output in signature.outputs)
+    return _checked(None, {spec.name: array}, wanted, signature)
+
+
+def _checked(
+    identity: str | None, inputs: dict[str, np.ndarray], wanted: tuple[Wanted, ...], signature: Signature
+) -> InferenceRequest:
     signature.check(inputs)
     empty = [name for name, array in inputs.items() if array.size == 0]
     if empty:
         raise RequestError(f"input {empty[0]!r} is empty", fix="send at least one row")
-    return InferenceRequest(identity, inputs, _asked(request, signature), len(inputs[signature.inputs[0].name]))
+    return InferenceRequest(identity, inputs, wanted, len(inputs[signature.inputs[0].name]))
 
 
-def encode_response(
-    model: str, version: str, outputs: Mapping[str, np.ndarray], *, asked: Sequence[str], request_id: str | None
-) -> bytes:
-    """Write an answer: the outputs in `asked`, each flat in row-major order.
+class _Content:
+    """A body: its JSON, and the bytes after it, which tensors take one after the other."""
 
-    Raises
-    ------
-    DataError
-        If an output has NaN or infinite values, which JSON has no words for.
-    """
-    answer: dict[str, Any] = {"model_name": model, "model_version": version}
-    if request_id is not None:
-        answer["id"] = request_id
-    answer["outputs"] = [_entry("output", name, outputs[name]) for name in asked]
-    return json.dumps(answer, separators=(",", ":")).encode()
+    def __init__(self, body: bytes | bytearray, header_length: int | None) -> None:
+        whole = memoryview(body)
+        length = len(whole) if header_length is None else header_length
+        if not 0 <= length <= len(whole):
+            what = f"the header says that {length} bytes are JSON, the body has {len(whole)}"
+            raise RequestError(what, fix="send Inference-Header-Content-Length as the length of the JSON")
+        self.json = bytes(whole[:length]) if header_length is not None else body
+        self._rest = memoryview(bytearray(whole[length:]))  # a model may write into its inputs
+
+    def take(self, size: Any, who: str) -> memoryview:
+        """Return the next `size` bytes."""
+        if type(size) is not int or not 0 <= size <= len(self._rest):
+            raise RequestError(
+                f"{who} should have {_short(size)} bytes, {len(self._rest)} are left",
+                fix="send the tensors' bytes after the JSON, in the order of the inputs",
+            )
+        taken, self._rest = self._rest[:size], self._rest[size:]
+        return taken
+
+    def check_end(self) -> None:
+        """Raise `RequestError` where bytes are left over."""
+        if len(self._rest):
+            fix = "say each tensor's binary_data_size, and Inference-Header-Content-Length"
+            raise RequestError(f"{len(self._rest)} bytes of the body belong to no tensor", fix=fix)
 
 
 def encode_request(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Write a request.
+    """Write a request as JSON.
 
     Raises
     ------
@@ -162,11 +218,29 @@ def encode_request(arrays: Mapping[str, np.ndarray]) -> bytes:
     >>> encode_request({"x": np.array([[1, 2]], "int8")}).decode()
     '{"inputs":[{"name":"x","datatype":"INT8","shape":[1,2],"data":[1,2]}]}'
     """
-    entries = [_entry("input", name, array) for name, array in arrays.items()]
+    entries = [_entry(name, array) | {"data": array.ravel().tolist()} for name, array in arrays.items()]
     return json.dumps({"inputs": entries}, separators=(",", ":")).encode()
 
 
-def decode_response(body: bytes) -> dict[str, np.ndarray]:
+def encode_binary_request(arrays: Mapping[str, np.ndarray]) -> tuple[bytes, int]:
+    """Write a request whose tensors, and those of its answer, are bytes; return it and the length of its JSON.
+
+    Raises
+    ------
+    DataError
+        As `encode_request`.
+    """
+    tensors = [binary.to_bytes(array) for array in arrays.values()]
+    entries = [
+        _entry(name, array) | {"parameters": {"binary_data_size": len(tensor)}}
+        for (name, array), tensor in zip(arrays.items(), tensors, strict=True)
+    ]
+    request = {"inputs": entries, "parameters": {"binary_data_output": True}}
+    head = json.dumps(request, separators=(",", ":")).encode()
+    return b"".join([head, *tensors]), len(head)
+
+
+def decode_response(body: bytes, header_length: int | None = None) -> dict[str, np.ndarray]:
     """Read an answer.
 
     Raises
@@ -174,21 +248,28 @@ def decode_response(body: bytes) -> dict[str, np.ndarray]:
     RequestError
         If it is not an answer of this protocol.
     """
+    content = _Content(body, header_length)
     outputs: dict[str, np.ndarray] = {}
-    for entry in _list(_object(_json(body), "the answer", "JSON"), "outputs"):
+    for entry in _list(_object(_json(content.json), "the answer", "JSON"), "outputs"):
         named = _object(entry, "an output", "an object")
         name, kind = str(named.get("name")), named.get("datatype")
         if kind not in _DTYPES:
             raise RequestError(f"the output {name!r} has the unknown datatype {kind!r}", fix=f"known: {', '.join(_DTYPES)}")
-        outputs[name] = _array(named, f"output {name!r}", _DTYPES[kind])
+        size = _binary_size(named)
+        if size is None:
+            outputs[name] = _array(named, f"output {name!r}", _DTYPES[kind])
+        else:
+            shape = _shape(named.get("shape"), f"output {name!r}")
+            data = content.take(size, f"output {name!r}")
+            outputs[name] = binary.from_bytes(data, shape, _DTYPES[kind], f"output {name!r}", finite=False)
     return outputs
 
 
-def model_metadata(model: str, version: str, signature: Signature) -> dict[str, Any]:
+def model_metadata(model: str, versions: Sequence[str], signature: Signature) -> dict[str, Any]:
     """Describe a model as ``GET /v2/models/{model}`` answers."""
     return {
         "name": model,
-        "versions": [version],
+        "versions": list(versions),
         "platform": "cloudai",
         "inputs": [_describe(spec) for spec in signature.inputs],
         "outputs": [_describe(spec) for spec in signature.outputs],
@@ -199,14 +280,20 @@ def _describe(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": datatype(spec.dtype), "shape": list(spec.shape)}
 
 
-def _entry(role: str, name: str, array: np.ndarray) -> dict[str, Any]:
+def _entry(name: str, array: np.ndarray) -> dict[str, Any]:
     kind = datatype(dtype_of(array))
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if array.dtype.kind == "f":
+        check_finite(array, "input", name)
+    return {"name": name, "datatype": kind, "shape": list(array.shape)}
+
+
+def check_finite(array: np.ndarray, role: str, name: str) -> None:
+    """Raise `DataError` if numbers that are to be JSON are NaN or infinite."""
+    if not binary.is_finite(array):
         raise DataError(f"{role} {name!r} has NaN or infinite values, which JSON cannot carry", fix="replace them by numbers")
-    return {"name": name, "datatype": kind, "shape": list(array.shape), "data": array.ravel().tolist()}
 
 
-def _json(body: bytes) -> Any:
+def _json(body: bytes | bytearray) -> Any:
     try:
         return json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -238,14 +325,28 @@ def _name(entry: Any, role: str, known: Mapping[str, TensorSpec]) -> str:
     return name
 
 
-def _tensor(entry: Mapping[str, Any], name: str, spec: TensorSpec) -> np.ndarray:
-    wanted = datatype(spec.dtype)
+def _tensor(entry: Mapping[str, Any], name: str, spec: TensorSpec, content: _Content) -> np.ndarray:
+    wanted, who = datatype(spec.dtype), f"input {name!r}"
     if entry.get("datatype") != wanted:
         raise RequestError(
-            f"input {name!r} has datatype {_short(entry.get('datatype'))}, the model takes {wanted}",
+            f"{who} has datatype {_short(entry.get('datatype'))}, the model takes {wanted}",
             fix=f'send "datatype": "{wanted}" and data of that kind',
         )
-    return _array(entry, f"input {name!r}", _DTYPES[wanted])
+    size = _binary_size(entry)
+    if size is None:
+        return _array(entry, who, _DTYPES[wanted])
+    if "data" in entry:
+        raise RequestError(f"{who} has both data and binary_data_size", fix="send one of them")
+    return binary.from_bytes(content.take(size, who), _shape(entry.get("shape"), who), _DTYPES[wanted], who)
+
+
+def _binary_size(entry: Mapping[str, Any]) -> Any:
+    """Return how many bytes an entry says that its tensor has after the JSON, or None."""
+    return _parameters(entry).get("binary_data_size")
+
+
+def _parameters(holder: Mapping[str, Any]) -> Mapping[str, Any]:
+    return _object(holder.get("parameters", {}), '"parameters"', "{}")
 
 
 def _array(entry: Mapping[str, Any], who: str, dtype: np.dtype) -> np.ndarray:
@@ -312,11 +413,23 @@ _JSON_WORDS = {
 }
 
 
-def _asked(request: Mapping[str, Any], signature: Signature) -> tuple[str, ...]:
+def _asked(request: Mapping[str, Any], signature: Signature) -> tuple[Wanted, ...]:
     specs = {spec.name: spec for spec in signature.outputs}
+    as_bytes = _flag(_parameters(request), "binary_data_output", default=False)
     if not request.get("outputs"):
-        return tuple(specs)
-    return tuple(dict.fromkeys(_name(entry, "output", specs) for entry in _list(request, "outputs")))
+        return tuple(Wanted(name, as_bytes) for name in specs)
+    asked = {
+        _name(entry, "output", specs): _flag(_parameters(entry), "binary_data", default=as_bytes)
+        for entry in _list(request, "outputs")
+    }
+    return tuple(Wanted(name, as_bytes) for name, as_bytes in asked.items())
+
+
+def _flag(parameters: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    value = parameters.get(key, default)
+    if not isinstance(value, bool):
+        raise RequestError(f'the parameter "{key}" is {_short(value)}', fix="give true or false")
+    return value
 
 
 def _short(value: Any) -> str:

@@ -7,10 +7,11 @@ replaced, from the next request on, and writes ``FOLDER/router.json``. Only ``/v
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import aiohttp
@@ -18,7 +19,7 @@ from pydantic import Field
 from yarl import URL
 
 from cloudai.serving.access import Access
-from cloudai.serving.asgi import Application, Exchange, HttpError, json_bytes
+from cloudai.serving.asgi import AGAIN, Application, Exchange, HttpError, json_bytes
 from cloudai.serving.metrics import RouterMetrics, exposition
 from cloudai.serving.process import ProcessOptions, errors_in_two_lines, read_arguments, run
 from cloudai.serving.routes import RouteFile, RouteTable
@@ -40,7 +41,6 @@ _HOP_BY_HOP = {
 }  # RFC 9110, section 7.6.1
 _NOT_FORWARDED = _HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-request-id"}
 _NOT_RETURNED = _HOP_BY_HOP | {b"date", b"server", b"x-request-id", b"x-cloudai-revision"}
-_AGAIN = [(b"retry-after", b"1")]
 _logger = logging.getLogger(__name__)
 
 
@@ -58,10 +58,16 @@ class RouterApplication(Application):
     """Sends each request to one revision, by the shares of the routing table."""
 
     def __init__(self, options: RouterOptions, access: Access) -> None:
-        super().__init__(max_in_flight=options.max_in_flight, check=access.check)
+        super().__init__(check=access.check)
         self._options = options
+        self._in_flight = 0
         self._routes = RouteFile(options.state / "routes.json")
         self._metrics = RouterMetrics(in_flight=lambda: self.in_flight)
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are being routed."""
+        return self._in_flight
 
     async def start(self) -> None:
         """Open the pool of connections to the revisions."""
@@ -100,11 +106,23 @@ class RouterApplication(Application):
     def _table(self) -> RouteTable:
         return self._routes.current() or RouteTable({}, {})
 
+    @contextlib.contextmanager
+    def _admitted(self) -> Iterator[None]:
+        self.check_accepting()
+        if self._in_flight >= self._options.max_in_flight:
+            what = f"{self._in_flight} requests are in flight already"
+            raise HttpError(429, what, fix="send the request again a little later", headers=AGAIN)
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
     async def _route(self, exchange: Exchange) -> None:
         """Send the request to the chosen revision, or to the next one if nobody listens there."""
         begun, code, revision = time.perf_counter(), 499, ""  # 499: the client went away (nginx's code for it)
         try:
-            with self.admit():
+            with self._admitted():
                 body = await exchange.read(self._options.max_body)
                 table = self._table()  # after the body: during a slow upload the traffic may have been moved
                 for revision in table.choose(exchange.id):
@@ -147,7 +165,7 @@ class RouterApplication(Application):
         except aiohttp.ClientError as error:
             _logger.warning("request %s: the revision %s broke off: %r", exchange.id, revision, error)
             what = f"the revision {revision} broke off"
-            raise HttpError(503, what, fix="send the request again if it may be computed twice", headers=_AGAIN) from None
+            raise HttpError(503, what, fix="send the request again if it may be computed twice", headers=AGAIN) from None
 
 
 def _url(exchange: Exchange, port: int) -> URL:
@@ -175,7 +193,7 @@ def _revision_header(revision: str) -> list[tuple[bytes, bytes]]:
 
 def _nobody(table: RouteTable) -> HttpError:
     what = "no revision answers" if table.traffic else "no revision has traffic yet"
-    return HttpError(503, what, fix="send the request again a little later", headers=_AGAIN)
+    return HttpError(503, what, fix="send the request again a little later", headers=AGAIN)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

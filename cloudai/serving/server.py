@@ -1,4 +1,4 @@
-"""The model server: one process for one version of one model.
+"""The model server: one process for a model, or for several models and versions.
 
 ``python -m cloudai.serving.server --model URI --state FOLDER`` writes ``FOLDER/server.json`` once it answers requests.
 """
@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 from pydantic import Field
 
 from cloudai.serving.access import Access
@@ -18,10 +21,11 @@ from cloudai.serving.asgi import Exchange
 from cloudai.serving.engine import Servable
 from cloudai.serving.process import ProcessOptions, errors_in_two_lines, read_arguments, run
 from cloudai.serving.samples import SampleLog
+from cloudai.serving.service import ModelService
 from cloudai.specs.serving import ServerLimits
 from cloudai.specs.units import Bytes
 
-__all__ = ["ServerOptions", "application", "main", "opened", "serve"]
+__all__ = ["Models", "ServerOptions", "application", "main", "opened", "serve"]
 
 
 class ServerOptions(ProcessOptions, ServerLimits):
@@ -35,51 +39,74 @@ class ServerOptions(ProcessOptions, ServerLimits):
     instance: str = Field(default="", description='the label "instance" of the metrics; by default host:port')
 
 
-def application(
-    servable: Servable, options: ServerOptions, *, instance: str, check: Callable[[Exchange], None]
-) -> ModelApplication:
-    """Make the application that answers for a model, wherever it is then run."""
-    return ModelApplication(
-        servable,
-        name=options.name or servable.name,
-        limits=options,
-        threads=options.threads,
-        instance=options.instance or instance,
-        open_samples=lambda dropped: SampleLog(
-            options.state / "samples", rate=options.sample_rate, max_bytes=options.sample_bytes, dropped=dropped
-        ),
-        check=check,
-    )
+Example = Mapping[str, np.ndarray]
+Models = Sequence[tuple[Servable, Example | None]]
 
 
-def serve(servable: Servable, options: ServerOptions) -> NoReturn:
+def serve(servable: Servable, options: ServerOptions, *, example: Example | None = None) -> NoReturn:
     """Serve a model until told to end; see `cloudai.serving.process.run` for how that goes.
 
     State goes to ``server.json`` (pid, port, ready, model, version) and kept rows to ``samples/``, in ``options.state``.
-    """
 
+    Parameters
+    ----------
+    example : mapping of str to array, optional
+        A few rows that the model takes: it is tried with them before it is ready, and requests are batched where that pays.
+    """
+    _run([(servable, example)], options)
+
+
+def _run(models: Models, options: ServerOptions) -> NoReturn:
     def make(port: int, access: Access) -> ModelApplication:
-        return application(servable, options, instance=f"{options.host}:{port}", check=access.check)
+        return application(models, options, instance=f"{options.host}:{port}", check=access.check)
 
     run(make, options, state_file="server.json")
 
 
-def opened(arguments: Sequence[str] | None = None) -> tuple[Servable, ServerOptions]:
-    """Read a command line and open the model that it names, a folder or URL."""
+def application(
+    models: Models, options: ServerOptions, *, instance: str, check: Callable[[Exchange], None]
+) -> ModelApplication:
+    """Make the application that answers for some models, in whatever process it then runs."""
+    one = len(models) == 1
+    services = [
+        ModelService(
+            servable,
+            example=example,
+            name=(options.name if one else "") or servable.name,
+            limits=options,
+            threads=options.threads,
+            instance=options.instance or instance,
+            open_samples=_samples(options, options.state / "samples" / ("" if one else f"{servable.name}-{servable.version}")),
+        )
+        for servable, example in models
+    ]
+    return ModelApplication(services, check=check)
+
+
+def _samples(options: ServerOptions, folder: Path) -> Callable[[Callable[[int], None]], SampleLog]:
+    return lambda dropped: SampleLog(folder, rate=options.sample_rate, max_bytes=options.sample_bytes, dropped=dropped)
+
+
+def opened(arguments: Sequence[str] | None = None) -> tuple[Models, ServerOptions]:
+    """Read a command line and open the models that it names, folders or URLs."""
     parser = argparse.ArgumentParser("python -m cloudai.serving.server")
-    parser.add_argument("--model", required=True, help="folder or fsspec URL of the model")
-    parser.add_argument("--digest", default="", help="the digest that the model must have")
+    parser.add_argument(
+        "--model", required=True, action="append", help="folder or fsspec URL of a model; given again, another model or version"
+    )
+    parser.add_argument("--digest", default=[], action="append", help="the digest that the model must have, in the same order")
     options, asked = read_arguments(ServerOptions, parser, arguments)
     from cloudai.artifacts.model import Model
 
-    return Model.open(asked.model, asked.digest).servable(), options
+    digests = itertools.chain(asked.digest, itertools.repeat(""))
+    models = [Model.open(uri, digest) for uri, digest in zip(asked.model, digests, strict=False)]
+    return [(model.servable(), model.example) for model in models], options
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Serve the model of a folder or URL."""
+    """Serve the models of some folders or URLs."""
     with errors_in_two_lines():
-        servable, options = opened(arguments)
-    serve(servable, options)
+        models, options = opened(arguments)
+    _run(models, options)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,12 @@ class ServerLimits(Spec):
 
     max_body: Bytes = 16 * 2**20
     """Bytes of a request."""
-    max_in_flight: int = Field(default=64, ge=1)
+    max_in_flight: int = Field(default=256, ge=1)
     """Requests at once; more are answered 429 with Retry-After."""
+    max_batch: int = Field(default=64, ge=1)
+    """Rows computed together at most, where that pays; 1 computes each request by itself."""
+    target_latency: Seconds | None = None
+    """Seconds that an answer should take: requests that would have to wait longer are answered 429 at once."""
     timeout: Seconds = 30.0
     """Seconds for one request."""
     sample_rate: float = Field(default=1.0, ge=0, le=1)

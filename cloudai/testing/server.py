@@ -16,7 +16,7 @@ import numpy as np
 
 from cloudai.artifacts.signature import Signature, TensorSpec
 from cloudai.serving.process import errors_in_two_lines, read_arguments
-from cloudai.serving.server import ServerOptions, serve
+from cloudai.serving.server import Models, ServerOptions, serve
 
 __all__ = ["main", "opened"]
 
@@ -35,7 +35,7 @@ class _Numbered:
         return {"answer": np.full(len(inputs["x"]), self._number, "int64")}
 
 
-def opened(arguments: Sequence[str] | None = None) -> tuple[_Numbered, ServerOptions]:
+def opened(arguments: Sequence[str] | None = None) -> tuple[Models, ServerOptions]:
     """Read a command line, and behave as told until there is a model to serve."""
     parser = argparse.ArgumentParser("python -m cloudai.testing.server")
     parser.add_argument("--revision", required=True)
@@ -45,13 +45,13 @@ def opened(arguments: Sequence[str] | None = None) -> tuple[_Numbered, ServerOpt
         sys.exit("this server crashes, as it was told to")
     while asked.behave == "stuck":
         time.sleep(60)
-    return _Numbered(options.name or "numbered", asked.revision), options
+    return [(_Numbered(options.name or "numbered", asked.revision), None)], options
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Behave as told."""
     with errors_in_two_lines():
-        servable, options = opened(arguments)
+        ((servable, _),), options = opened(arguments)
     serve(servable, options)
 
 

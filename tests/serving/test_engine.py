@@ -22,7 +22,10 @@ class Model:
 
 
 def infer(model, *, rows=3):
-    return asyncio.run(Engine(Model(model), threads=1).infer(ONE, rows=rows))
+    async def scenario():
+        return await Engine(Model(model), threads=1).infer(ONE, rows=rows)
+
+    return asyncio.run(scenario())
 
 
 def test_outputs_beyond_the_signature_are_left_out():

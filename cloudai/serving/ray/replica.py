@@ -96,7 +96,7 @@ def _opened(argv: Sequence[str], folder: Path) -> Application:
     """Make the application of a command, as its process would."""
     try:
         opened = importlib.import_module(argv[1]).opened
-        servable, options = opened([*argv[2:], "--state", str(folder)])
+        models, options = opened([*argv[2:], "--state", str(folder)])
     except SystemExit as error:  # it would end the replica without a word
         raise RuntimeError(f"the server ended: {error}") from None
-    return application(servable, options, instance=f"{socket.gethostname()}/{folder.name}", check=lambda exchange: None)
+    return application(models, options, instance=f"{socket.gethostname()}/{folder.name}", check=lambda exchange: None)
