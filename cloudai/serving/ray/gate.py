@@ -7,11 +7,12 @@ goes by is its ``user_config``, which Ray Serve keeps and gives to each replica,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qs
 
@@ -19,13 +20,12 @@ import numpy as np
 from safetensors.numpy import save
 
 from cloudai.serving.access import OPEN_PATHS
-from cloudai.serving.asgi import Application, Exchange, HttpError, Receive, Send, json_bytes
+from cloudai.serving.asgi import AGAIN, Application, Exchange, HttpError, Receive, Send, json_bytes
 from cloudai.serving.routes import RouteTable
 
 __all__ = ["GateApplication", "GateConfig", "Revisions", "UnavailableError"]
 
 _MAX_IN_FLIGHT = 1024
-_AGAIN = [(b"retry-after", b"1")]
 _DESK = "/internal/"
 """What begins so is asked by the driver alone, with a key of its own."""
 _MAX_ORDER = 1 << 20
@@ -105,10 +105,16 @@ class GateApplication(Application):
     def __init__(
         self, revisions: Revisions, carry_out: Callable[[Mapping[str, Any]], None], *, max_body: int, timeout: float
     ) -> None:
-        super().__init__(max_in_flight=_MAX_IN_FLIGHT, check=self._check_access)
+        super().__init__(check=self._check_access)
         self._revisions, self._carry_out = revisions, carry_out
         self._max_body, self._timeout = max_body, timeout
         self._config: GateConfig | None = None
+        self._in_flight = 0
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are being sent on."""
+        return self._in_flight
 
     def configure(self, value: Mapping[str, Any]) -> None:
         """Go by another configuration from the next request on."""
@@ -139,7 +145,7 @@ class GateApplication(Application):
 
     def _check_access(self, exchange: Exchange) -> None:
         if self._config is None:
-            raise HttpError(503, "the gate has only just begun", fix="send the request again", headers=_AGAIN)
+            raise HttpError(503, "the gate has only just begun", fix="send the request again", headers=AGAIN)
         self._config.check(exchange)
 
     @property
@@ -161,11 +167,22 @@ class GateApplication(Application):
         else:
             raise HttpError(404, f"there is nothing at {path[:200]}", fix="the protocol begins at /v2")
 
+    @contextlib.contextmanager
+    def _admitted(self) -> Iterator[None]:
+        if self._in_flight >= _MAX_IN_FLIGHT:
+            what = f"{self._in_flight} requests are in flight already"
+            raise HttpError(429, what, fix="send the request again a little later", headers=AGAIN)
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
     async def _route(self, exchange: Exchange) -> None:
         """Send the request to the chosen revision, or to the next one if that has no replica that takes it."""
         revision, busy = "", False
         try:
-            with self.admit():
+            with self._admitted():
                 body = await exchange.read(self._max_body)
                 for revision in self._table.choose(exchange.id):  # after the body: meanwhile the traffic may have been moved
                     try:
@@ -194,7 +211,7 @@ class GateApplication(Application):
         except ConnectionError as error:
             _logger.warning("request %s: the revision %s broke off: %s", exchange.id, revision, error)
             what = f"the revision {revision} broke off"
-            raise HttpError(503, what, fix="send the request again if it may be computed twice", headers=_AGAIN) from None
+            raise HttpError(503, what, fix="send the request again if it may be computed twice", headers=AGAIN) from None
 
     async def _serve_driver(self, exchange: Exchange) -> None:
         asked = parse_qs(exchange.scope["query_string"].decode("ascii", "replace"))
@@ -233,9 +250,9 @@ def _revision_header(revision: str) -> list[tuple[bytes, bytes]]:
 
 def _nobody(table: RouteTable, *, busy: bool) -> HttpError:
     if busy:
-        return HttpError(429, "all replicas are busy", fix="send the request again a little later", headers=_AGAIN)
+        return HttpError(429, "all replicas are busy", fix="send the request again a little later", headers=AGAIN)
     what = "no revision answers" if table.traffic else "no revision has traffic yet"
-    return HttpError(503, what, fix="send the request again a little later", headers=_AGAIN)
+    return HttpError(503, what, fix="send the request again a little later", headers=AGAIN)
 
 
 def _packed(found: Mapping[str, Sequence[Sequence[bytes]]]) -> bytes:
