@@ -99,7 +99,7 @@ class GateApplication(Application):
     max_body : int
         Bytes of a request.
     timeout : float
-        Seconds for one request; longer than the servers', so that they say why.
+        Seconds until an answer begins; longer than the servers' for one, so that they say why.
     """
 
     def __init__(
@@ -186,8 +186,7 @@ class GateApplication(Application):
                 body = await exchange.read(self._max_body)
                 for revision in self._table.choose(exchange.id):  # after the body: meanwhile the traffic may have been moved
                     try:
-                        async with asyncio.timeout(self._timeout):
-                            return await self._send_on(exchange, revision, body)
+                        return await self._send_on(exchange, revision, body)
                     except UnavailableError as error:
                         _logger.warning("the revision %s: %s", revision, error)
                         if busy := error.busy:
@@ -200,7 +199,8 @@ class GateApplication(Application):
     async def _send_on(self, exchange: Exchange, revision: str, body: bytes) -> None:
         answer = self._revisions.ask(revision, _told(exchange), body)
         try:
-            status, headers = await anext(answer)
+            async with asyncio.timeout(self._timeout):  # until it begins: how long a stream may go on is the server's to say
+                status, headers = await anext(answer)
             await exchange.start(status, [*_passed(headers), *_revision_header(revision)])
             async for part in answer:
                 await exchange.write(part, more=True)
