@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
-import threading
 import time
 from collections import Counter
-from urllib.parse import urlsplit
 
 import numpy as np
 import psutil
@@ -15,13 +12,14 @@ import pytest
 import torch
 
 import cloudai
-from cloudai.drivers.protocols import Needs, Revision, RevisionId, Scaling
+from cloudai.drivers.protocols import RevisionId, Scaling
 from cloudai.drivers.ray.driver import RayDriver
-from cloudai.errors import CloudAIError, RequestError
+from cloudai.errors import RequestError
 from cloudai.serving import client
 from cloudai.state.tokens import ensure_token, read_token
 from tests.conftest import wait_until
 from tests.drivers.ray_cluster import Cluster, free_port
+from tests.drivers.ray_serving import Asking, numbered, ready, status
 from tests.flow import work
 
 pytest.importorskip("ray")
@@ -53,21 +51,6 @@ def on_ray(cluster, home, monkeypatch):
 def token_file(tmp_path):
     ensure_token(tmp_path / "token")
     return tmp_path / "token"
-
-
-def numbered(name, revision, token_file, scaling=Scaling()):  # noqa: B008  it is frozen
-    argv = ("-m", "cloudai.testing.server", "--revision", revision, "--name", name, "--token-file", str(token_file))
-    return Revision(RevisionId(revision), argv, {}, Needs(cpus=0.5), scaling=scaling)
-
-
-def status(url, path, **headers):
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)
-    try:
-        connection.request("GET", f"{parts.path}{path}", headers=headers)
-        return connection.getresponse().status
-    finally:
-        connection.close()
 
 
 def kinds_of(deployment):
@@ -122,40 +105,6 @@ def check_strangers(on_ray, deployment):
             assert token not in " ".join(process.cmdline())
     listening = {c.laddr.ip for c in psutil.net_connections() if c.status == "LISTEN" and c.laddr.port == on_ray.serve_port}
     assert listening == {"127.0.0.1"}
-
-
-class Asking:
-    """Asks again and again, and counts what comes."""
-
-    def __init__(self, url, name, token):
-        self.counts = Counter()
-        self.last = Counter()
-        self._ask = lambda: client.predict(url, name, {"x": np.zeros((1, 1), "float32")}, token=token, timeout=10)
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._go_on, daemon=True)
-
-    def _go_on(self):
-        while not self._over.is_set():
-            try:
-                self._ask()
-                self.counts["answered"] += 1
-                self.last["answered"] += 1
-            except CloudAIError as error:
-                self.counts[type(error).__name__] += 1
-                self.last.clear()
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._over.set()
-        self._thread.join(20)
-
-
-def ready(driver, name, replicas):
-    found = driver.inspect(name).revisions
-    return found and all(r.ready and len(r.pids) == replicas for r in found)
 
 
 def test_requests_go_on_when_a_machine_dies(on_ray, token_file):

@@ -20,12 +20,14 @@ from cloudai.drivers.ray.jobs import submission_of
 from cloudai.drivers.ray.package import package
 from cloudai.drivers.samples import read_all_samples
 from cloudai.errors import DriverError, SpecError
+from cloudai.specs.serving import ServerLimits
 from cloudai.state.tokens import read_token, token_digest
 
 __all__ = ["Deployments", "Found", "gate_config", "revision_order"]
 
 _ALIVE = ("DEPLOYING", "RUNNING", "UNHEALTHY")
 """What Ray Serve says of an application that it keeps up, or means to."""
+_DEFAULTS = ServerLimits()
 _ANSWERING = ("RUNNING", "UPDATING")
 _LOCAL_OPTIONS = ("--token-file", "--lease-file")
 """Options of a server that name files of this machine."""
@@ -232,7 +234,8 @@ def gate_config(app: str, revision: Revision, known: Mapping[str, Any]) -> dict[
     digests = {"token": token_digest(read_token(Path(path))), "desk": token_digest(desk_key(app))}
     if known:
         return {**known, **digests}
-    max_body, timeout = int(_option(revision.argv, "--max-body") or 2**24), float(_option(revision.argv, "--timeout") or 30.0)
+    max_body = int(_option(revision.argv, "--max-body") or _DEFAULTS.max_body)
+    timeout = float(_option(revision.argv, "--timeout") or _DEFAULTS.timeout)
     limits = {"max_body": max_body, "timeout": timeout + _LONGER}
     return {"traffic": {}, "package": package().uri, **limits, **digests}
 
@@ -257,7 +260,7 @@ def revision_order(revision: Revision) -> dict[str, Any]:
         "env": dict(revision.env),
         "resources": _resources(revision),
         "scaling": asdict(revision.scaling),
-        "max_in_flight": int(_option(revision.argv, "--max-in-flight") or 64),
+        "max_in_flight": int(_option(revision.argv, "--max-in-flight") or _DEFAULTS.max_in_flight),
     }
 
 

@@ -30,7 +30,7 @@ from cloudai.specs.confidential import start_log
 
 __all__ = ["carry_out", "main", "revision_application"]
 
-_HOST = "127.0.0.1"
+_HERE, _EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104  the fast ingress of a machine reaches gates on others by it
 _GATE, _REVISION = "Gate", "Replica"
 _FAST = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 _MOST_AT_THE_GATE = 1100
@@ -56,7 +56,7 @@ def carry_out(order: Mapping[str, Any]) -> None:
     """Do what was ordered; to do it twice changes nothing."""
     serve.start(
         proxy_location="EveryNode",
-        http_options={"host": _HOST, "port": int(order["port"])},
+        http_options={"host": _EVERYWHERE if order["fast"] else _HERE, "port": int(order["port"])},
         controller_options={"runtime_env": {"env_vars": _FAST}} if order["fast"] else None,
     )
     app = str(order["app"])
