@@ -47,10 +47,14 @@ class OnnxServable:
         self.signature = signature
         onnx_checks.parse(data)
         self._session = open_session(data)
+        self._outputs = [spec.name for spec in signature.outputs]
+        self._texts = any(spec.dtype == TEXT for spec in signature.outputs)
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs for checked inputs, one row per example."""
-        return _run(self._session, [spec.name for spec in self.signature.outputs], inputs)
+        if self._texts:
+            return _run(self._session, self._outputs, inputs)
+        return dict(zip(self._outputs, self._session.run(self._outputs, _contiguous(inputs)), strict=True))
 
 
 def open_session(data: bytes) -> ort.InferenceSession:
@@ -200,6 +204,10 @@ def _tried(
 
 
 def _run(session: ort.InferenceSession, names: Sequence[str], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    outputs = session.run(list(names), {name: np.ascontiguousarray(array) for name, array in inputs.items()})
+    outputs = session.run(list(names), _contiguous(inputs))
     arrays = {name: np.asarray(output) for name, output in zip(names, outputs, strict=True)}
     return {name: texts.object_array(array) if dtype_of(array) == TEXT else array for name, array in arrays.items()}
+
+
+def _contiguous(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array if array.flags.c_contiguous else np.ascontiguousarray(array) for name, array in inputs.items()}

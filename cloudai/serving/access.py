@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from cloudai.errors import SpecError
-from cloudai.serving.asgi import Exchange, HttpError
+from cloudai.serving.asgi import Asked, HttpError
 from cloudai.state.tokens import read_token
 
 __all__ = ["HERE", "OPEN_PATHS", "Access"]
@@ -49,7 +49,7 @@ class Access:
             self._seen = _identity(path)
             self._token = read_token(path).encode()
 
-    def check(self, exchange: Exchange) -> None:
+    def check(self, asked: Asked) -> None:
         """Let a request pass, or refuse it.
 
         Raises
@@ -57,12 +57,12 @@ class Access:
         HttpError
             401 without the token; 403 where there is none and the request's host is not this machine.
         """
-        if exchange.path in OPEN_PATHS:
+        if asked.path in OPEN_PATHS:
             return
         if self.path is None:
-            if _host_of(exchange) not in _LOCAL_NAMES:
+            if _host_of(asked) not in _LOCAL_NAMES:
                 raise HttpError(403, "the request names another host", fix=f"ask http://{HERE}, or start with --token-file")
-        elif not self._knows(exchange.header(b"authorization") or b"", self.path):
+        elif not self._knows(asked.header(b"authorization") or b"", self.path):
             fix = "send 'authorization: Bearer ' and what the file deployment.token_file holds"
             raise HttpError(401, "the token is missing or wrong", fix=fix, headers=[(b"www-authenticate", b"Bearer")])
 
@@ -93,6 +93,6 @@ def _identity(path: Path) -> tuple[int, ...] | None:
     return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
-def _host_of(exchange: Exchange) -> bytes:
+def _host_of(asked: Asked) -> bytes:
     """Return the name that the client knows us by, without the port; our own where it gave none, as HTTP/1.0 allows."""
-    return (exchange.header(b"host") or b"localhost").partition(b":")[0].lower()
+    return (asked.header(b"host") or b"localhost").partition(b":")[0].lower()

@@ -11,11 +11,11 @@ from cloudai import __version__
 from cloudai.display import nearest
 from cloudai.errors import DataError, RequestError
 from cloudai.serving import binary, protocol
-from cloudai.serving.asgi import Application, Exchange, HttpError, json_bytes
+from cloudai.serving.asgi import Application, Asked, Call, Exchange, ExpressLane, Headers, HttpError, json_bytes
 from cloudai.serving.metrics import ServerMetrics, exposition
-from cloudai.serving.service import ModelService
+from cloudai.serving.service import ModelService, Place
 
-__all__ = ["Handler", "ModelApplication"]
+__all__ = ["Handler", "Inference", "ModelApplication"]
 
 Handler = Callable[[Exchange], Awaitable[None]]
 Routes = Mapping[str, tuple[str, Handler]]
@@ -38,11 +38,12 @@ class ModelApplication(Application):
     """
 
     def __init__(
-        self, services: Sequence[ModelService], *, check: Callable[[Exchange], None], more: Sequence[Routes] = ()
+        self, services: Sequence[ModelService], *, check: Callable[[Asked], None], more: Sequence[Routes] = ()
     ) -> None:
         super().__init__(check=check)
         self._services = tuple(services)
         self._metrics = ServerMetrics(service.metrics for service in services)
+        self._express: dict[bytes, Callable[[Call], Inference]] = {}
         self._routes = self._table()
         for routes in more:
             self._routes |= routes
@@ -52,8 +53,18 @@ class ModelApplication(Application):
         """How many requests are being worked on."""
         return sum(service.in_flight for service in self._services)
 
+    @property
+    def express(self) -> ExpressLane:
+        """Predictions."""
+        return self._express
+
     async def start(self) -> None:
         """Nothing to do: the models are in memory already."""
+
+    def abandon(self) -> None:
+        """Refuse what is still being worked on: the time to end is over."""
+        for service in self._services:
+            service.abandon()
 
     async def stop(self) -> None:
         """Write the last samples."""
@@ -92,6 +103,7 @@ class ModelApplication(Application):
                 routes[path] = ("GET", model.describer(versions))
                 routes[f"{path}/ready"] = ("GET", self._ready)
                 routes[f"{path}/infer"] = ("POST", model.infer)
+                self._express[f"{path}/infer".encode()] = model.open
         return routes
 
     def _unknown(self, path: str) -> HttpError:
@@ -139,46 +151,126 @@ class _ModelFace:
 
         return describe
 
-    async def infer(self, exchange: Exchange) -> None:
-        """Read, compute and write one prediction within the time of one request."""
-        begun = time.perf_counter()
+    def open(self, call: Call) -> Inference:
+        """Take a prediction on.
+
+        Raises
+        ------
+        HttpError
+            If that is refused already.
+        """
         self._application.check_accepting()
-        service, limits = self._service, self._service.limits
-        deadline = asyncio.get_running_loop().time() + limits.timeout
+        return Inference(self._service, call)
+
+    async def infer(self, exchange: Exchange) -> None:
+        """Answer a prediction that did not come on the express lane."""
+        call = _AsgiCall(exchange)
+        inference = self.open(call)
+        reading = asyncio.create_task(exchange.read(inference.max_body))
+        reading.add_done_callback(lambda task: task.cancelled() or task.exception())  # also where nobody waits any more
         try:
-            with service.admitted(deadline):
-                header_length = _header_length(exchange)
-                body = await exchange.read(limits.max_body)
-                try:
-                    request = service.codec.decode(body, header_length)
-                except RequestError as error:
-                    raise HttpError(400, error.what, fix=error.fix) from None
-                outputs = await service.predict(request, request_id=exchange.id)
-                try:
-                    pieces, head = service.codec.encode(outputs, request)
-                except DataError as error:
-                    raise service.failure(exchange.id, error) from None
-                service.metrics.answered(time.perf_counter() - begun, request.rows)
-                await _send(exchange, pieces, head)
+            await asyncio.wait((reading, call.answer), return_when=asyncio.FIRST_COMPLETED)
+            if not call.answer.done():
+                inference.begin(await reading)
+            status, body, kind, headers = await call.answer
         except HttpError as error:
-            if error.status == 504 and not exchange.whole:
-                raise HttpError(408, "the body did not arrive in time", fix="send it at once") from None
+            inference.refuse(error)
             raise
+        finally:
+            reading.cancel()
+            inference.lost()  # nothing, where it has been answered
+        await exchange.reply(status, body, kind=kind, headers=headers)
 
 
-async def _send(exchange: Exchange, pieces: list[bytes | memoryview], head: int | None) -> None:
-    if head is None:
-        await exchange.reply(200, pieces[0])  # type: ignore[arg-type]  # the JSON is always bytes
-    else:
-        headers = [(binary.HEADER, str(head).encode())]
-        await exchange.reply(200, b"".join(pieces), kind="application/octet-stream", headers=headers)
+class Inference:
+    """One prediction, from its head to its answer.
+
+    Parameters
+    ----------
+    service : ModelService
+        The model.
+    call : Call
+        The request.
+
+    Raises
+    ------
+    HttpError
+        If it is refused by what its head says, or for overload.
+    """
+
+    __slots__ = ("_begun", "_call", "_header_length", "_place", "_request", "_service", "max_body")
+
+    def __init__(self, service: ModelService, call: Call) -> None:
+        self._begun = time.perf_counter()
+        self._service, self._call = service, call
+        limits = service.limits
+        self.max_body = limits.max_body
+        try:
+            self._header_length = _header_length(call)
+            call.check_length(limits.max_body)
+        except HttpError as error:
+            service.refused(error)
+            raise
+        self._place = service.admit(asyncio.get_running_loop().time() + limits.timeout, self._answer)
+
+    def begin(self, body: bytes) -> None:
+        """Have the request computed: its body is whole."""
+        try:
+            self._request = self._service.codec.decode(body, self._header_length)
+        except RequestError as error:
+            self._place.refuse(HttpError(400, error.what, fix=error.fix))
+        else:
+            self._call.notes = {**self._service.about, "rows": self._request.rows}
+            self._place.ask(self._request, self._call.id)
+
+    def refuse(self, error: HttpError) -> None:
+        """End with this error."""
+        self._place.refuse(error)
+
+    def lost(self) -> None:
+        """Give up: the client went away."""
+        self._place.leave("lost_client")
+
+    def _answer(self, place: Place) -> None:
+        if place.error is not None:
+            self._call.refuse(place.error)
+            return
+        assert place.outputs is not None
+        try:
+            pieces, head = self._service.codec.encode(place.outputs, self._request)
+        except DataError as error:
+            failure = self._service.failure(self._call.id, error)
+            self._service.refused(failure)
+            self._call.refuse(failure)
+            return
+        self._service.metrics.answered(time.perf_counter() - self._begun, self._request.rows)
+        if head is None:
+            self._call.finish(200, pieces, kind=_JSON)
+        else:
+            self._call.finish(200, pieces, kind=_OCTETS, headers=[(binary.HEADER, b"%d" % head)])
 
 
-def _header_length(exchange: Exchange) -> int | None:
+class _AsgiCall(Call):
+    """A call whose answer goes the way of ASGI."""
+
+    __slots__ = ("answer",)
+
+    def __init__(self, exchange: Exchange) -> None:
+        super().__init__(exchange.path, exchange.scope["headers"])
+        self.id = exchange.id
+        self.answer: asyncio.Future[tuple[int, bytes, str, Headers]] = asyncio.get_running_loop().create_future()
+
+    def finish(self, status: int, body: Sequence[bytes | memoryview], *, kind: bytes, headers: Headers = ()) -> None:
+        """Hand the answer to who waits for it."""
+        if not self.answer.done():
+            self.answer.set_result((status, b"".join(body), kind.decode("latin-1"), headers))
+
+
+def _header_length(asked: Asked) -> int | None:
     """Return how long the JSON of the body is, where tensors follow it as bytes; refuse other kinds of bodies."""
-    kind = (exchange.header(b"content-type") or _JSON).split(b";")[0].strip().lower()
-    coding = (exchange.header(b"content-encoding") or b"identity").strip().lower()
-    length = exchange.header(binary.HEADER)
+    kind = (asked.header(b"content-type") or _JSON).split(b";")[0].strip().lower()
+    coding = (asked.header(b"content-encoding") or b"identity").strip().lower()
+    length = asked.header(binary.HEADER)
     if coding != b"identity" or (kind != _JSON and not (kind == _OCTETS and length is not None)):
         given = kind.decode("latin-1") if coding == b"identity" else f"content-encoding {coding.decode('latin-1')}"
         raise HttpError(415, f"the body is {given[:80]}", fix="send plain JSON with -H 'content-type: application/json'")

@@ -7,11 +7,27 @@ import json
 import logging
 import random
 import re
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-__all__ = ["AGAIN", "Application", "Exchange", "HttpError", "LostClientError", "json_bytes"]
+__all__ = [
+    "AGAIN",
+    "Account",
+    "Application",
+    "Asked",
+    "Call",
+    "Exchange",
+    "Express",
+    "ExpressLane",
+    "Headers",
+    "HttpError",
+    "LostClientError",
+    "json_bytes",
+    "too_large",
+]
 
 Headers = Iterable[tuple[bytes, bytes]]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -20,6 +36,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 AGAIN = ((b"retry-after", b"1"),)
 """The header of a refusal that is over soon."""
 
+_NOTHING: Mapping[str, Any] = {}
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _logger = logging.getLogger(__name__)
 
@@ -44,32 +61,126 @@ def json_bytes(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-class Exchange:
+class Asked:
+    """What every request says before its body.
+
+    Attributes
+    ----------
+    path : str
+        Decoded.
+    id : str
+        The client's ``x-request-id`` if it is sane (up to 64 of ``A-Z a-z 0-9 . _ : -``), else a new one.
+    begun : float
+        When its head was there, in `time.perf_counter`'s seconds.
+    notes : mapping of str to Any
+        What the one who answers has to say of it, for those who keep account of requests.
+    """
+
+    __slots__ = ("_headers", "begun", "id", "notes", "path")
+
+    def __init__(self, path: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        self.begun = time.perf_counter()
+        self.path = path
+        self.notes: Mapping[str, Any] = _NOTHING
+        self._headers: dict[bytes, bytes] = dict(headers[::-1])
+        self.id = _identity(self._headers.get(b"x-request-id"))
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the first header of that lower-case name."""
+        return self._headers.get(name)
+
+    def check_length(self, limit: int) -> None:
+        """Raise `HttpError` 413 if the body will be longer than `limit` bytes, by what its head says."""
+        if int(self._headers.get(b"content-length") or 0) > limit:
+            raise too_large(limit)
+
+
+@dataclass(slots=True)
+class Account:
+    """What became of one request, for those who keep account of them; never what was asked or answered.
+
+    Attributes
+    ----------
+    id, method, path, route : str
+        The route is the path, or its kind where there may be endless many.
+    status : int
+        Of the answer; 499 where the client went away before it.
+    seconds : float
+        From the head of the request to the answer.
+    sent : int
+        Bytes of the answer's body.
+    client : str
+        Its address.
+    notes : mapping of str to Any
+        What the one who answered has to say of it.
+    header : callable
+        Returns a header of the request.
+    """
+
+    id: str
+    method: str
+    path: str
+    route: str
+    status: int
+    seconds: float
+    sent: int
+    client: str
+    notes: Mapping[str, Any]
+    header: Callable[[bytes], bytes | None]
+
+
+class Call(Asked, ABC):
+    """A request on the express lane: its body is whole before it is looked at, and its answer is written at once."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def finish(self, status: int, body: Sequence[bytes | memoryview], *, kind: bytes, headers: Headers = ()) -> None:
+        """Send the answer, whose body may lie in pieces."""
+
+    def refuse(self, error: HttpError) -> None:
+        """Answer with what is wrong."""
+        problem = {"error": error.what, "fix": error.fix, "request_id": self.id}
+        self.finish(error.status, [json_bytes(problem)], kind=b"application/json", headers=error.headers)
+
+
+class Express(Protocol):
+    """What answers a call, from its head on; made by a handler of the express lane, which may raise `HttpError`."""
+
+    max_body: int
+    """Bytes."""
+
+    def begin(self, body: bytes) -> None:
+        """Answer: the body is whole."""
+
+    def refuse(self, error: HttpError) -> None:
+        """End with this error."""
+
+    def lost(self) -> None:
+        """Give up: the client went away."""
+
+
+ExpressLane = Mapping[bytes, Callable[[Call], Express]]
+"""What is taken on the express lane: POST to these raw paths."""
+
+
+class Exchange(Asked):
     """One request and its answer.
 
     Attributes
     ----------
-    method, path : str
-        HEAD counts as GET; the path is decoded.
-    id : str
-        The client's ``x-request-id`` if it is sane (up to 64 of ``A-Z a-z 0-9 . _ : -``), else a new one.
-    started : bool
-        Whether the head of the answer is on its way, so that no other answer can be given any more.
-    whole : bool
-        Whether the body has been read to its end.
+    method : str
+        HEAD counts as GET.
+    status, sent : int
+        Of the answer: its status, 0 before its head is on its way, and the bytes of its body.
     """
 
     def __init__(self, scope: Mapping[str, Any], receive: Receive, send: Send, *, closing: Callable[[], bool]) -> None:
+        super().__init__(scope["path"], scope["headers"])
         self.scope = scope
         self.method: str = "GET" if scope["method"] == "HEAD" else scope["method"]
-        self.path: str = scope["path"]
-        self.started = self.whole = False
+        self.status = self.sent = 0
         self._receive, self._send, self._closing = receive, send, closing
-        self.id = _identity(self.header(b"x-request-id"))
-
-    def header(self, name: bytes) -> bytes | None:
-        """Return the first header of that lower-case name."""
-        return next((value for key, value in self.scope["headers"] if key == name), None)
 
     async def read(self, limit: int) -> bytes:
         """Read the whole body of at most `limit` bytes; a longer one is refused before, or while, it arrives.
@@ -81,8 +192,7 @@ class Exchange:
         LostClientError
             If the client went away.
         """
-        if int(self.header(b"content-length") or 0) > limit:
-            raise _too_large(limit)
+        self.check_length(limit)
         chunks, size, more = [], 0, True
         while more:
             message = await self._receive()
@@ -90,10 +200,9 @@ class Exchange:
                 raise LostClientError
             size += len(message["body"])
             if size > limit:
-                raise _too_large(limit)
+                raise too_large(limit)
             chunks.append(message["body"])
             more = message["more_body"]
-        self.whole = True
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def start(self, status: int, headers: Headers) -> None:
@@ -101,11 +210,12 @@ class Exchange:
         own = [(b"x-request-id", self.id.encode())]
         if self._closing():
             own.append((b"connection", b"close"))
-        self.started = True
+        self.status = status
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *own]})
 
     async def write(self, chunk: bytes, *, more: bool) -> None:
         """Send a part of the answer's body."""
+        self.sent += len(chunk)
         await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
 
     async def reply(self, status: int, body: bytes, *, kind: str = "application/json", headers: Headers = ()) -> None:
@@ -116,7 +226,7 @@ class Exchange:
 
     async def refuse(self, error: HttpError) -> None:
         """Answer with what is wrong, unless another answer is already on its way."""
-        if not self.started:
+        if not self.status:
             problem = {"error": error.what, "fix": error.fix, "request_id": self.id}
             await self.reply(error.status, json_bytes(problem), headers=error.headers)
 
@@ -127,7 +237,8 @@ def _identity(given: bytes | None) -> str:
     return f"{random.getrandbits(128):032x}"  # no secret, and a sixth of the cost of a UUID
 
 
-def _too_large(limit: int) -> HttpError:
+def too_large(limit: int) -> HttpError:
+    """Return the refusal of a body."""
     return HttpError(413, f"the body is larger than {limit} bytes", fix="send fewer rows at once")
 
 
@@ -145,11 +256,14 @@ class Application(ABC):
         The process is about to end: not ready any more, and connections are closed after each answer.
     accepting : bool
         Whether new work is still taken; at the end of draining it is not.
+    accountants : tuple of callable
+        Told what became of each request.
     """
 
-    def __init__(self, *, check: Callable[[Exchange], None] = lambda exchange: None) -> None:
+    def __init__(self, *, check: Callable[[Asked], None] = lambda asked: None) -> None:
         self.draining = False
         self.accepting = True
+        self.accountants: tuple[Callable[[Account], None], ...] = ()
         self._check = check
 
     @property
@@ -168,6 +282,9 @@ class Application(ABC):
     @abstractmethod
     async def stop(self) -> None:
         """Let go of everything, inside of the event loop."""
+
+    def abandon(self) -> None:  # noqa: B027  most have nothing that goes on without a task
+        """Refuse what is still being worked on: the time to end is over."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -188,6 +305,31 @@ class Application(ABC):
         except Exception:
             _logger.exception("request %s failed", exchange.id)
             await exchange.refuse(HttpError(500, "the server failed", fix="look into its log for the request's id"))
+        finally:
+            if self.accountants:
+                client = str((scope.get("client") or ("",))[0])
+                self.account(exchange, exchange.method, exchange.status or 499, exchange.sent, client)
+
+    def account(self, asked: Asked, method: str, status: int, sent: int, client: str) -> None:
+        """Tell the accountants of a request."""
+        seconds = time.perf_counter() - asked.begun
+        route = self.route_of(asked.path, status)
+        account = Account(asked.id, method, asked.path, route, status, seconds, sent, client, asked.notes, asked.header)
+        for accountant in self.accountants:
+            accountant(account)
+
+    def route_of(self, path: str, status: int) -> str:
+        """Return the kind of a path; what does not exist is one kind, or whoever asks could make endless many."""
+        return "none" if status == 404 else path
+
+    @property
+    def express(self) -> ExpressLane:
+        """What is taken on the express lane, beside the way that every request can go."""
+        return {}
+
+    def check(self, asked: Asked) -> None:
+        """Refuse, by raising `HttpError`, a request that may not be answered."""
+        self._check(asked)
 
     def check_accepting(self) -> None:
         """Raise `HttpError` 503, which says when to come again, if no new work is taken."""

@@ -40,13 +40,8 @@ class BatchTimes:
         self._sizes = sorted(measured)
         self._seconds = [max(measured[size], 1e-9) for size in self._sizes]
         self._until_review = _REVIEW
-        self.best = self._find_best()
-        """The smallest number of rows whose throughput is within 5 % of the best one."""
-
-    @property
-    def rate(self) -> float:
-        """Rows per second at the best size."""
-        return self.best / self.seconds(self.best)
+        self.best, self.rate = self._find_best()
+        """The smallest number of rows whose throughput is within 5 % of the best one, and its rows per second."""
 
     def seconds(self, rows: int) -> float:
         """Return how long a batch of so many rows should take."""
@@ -68,9 +63,9 @@ class BatchTimes:
         self._until_review -= 1
         if not self._until_review:
             self._until_review = _REVIEW
-            self.best = self._find_best()
+            self.best, self.rate = self._find_best()
 
-    def _find_best(self) -> int:
+    def _find_best(self) -> tuple[int, float]:
         rates = [size / seconds for size, seconds in zip(self._sizes, self._seconds, strict=True)]
         enough = _GOOD_ENOUGH * max(rates)
-        return next(size for size, rate in zip(self._sizes, rates, strict=True) if rate >= enough)
+        return next((size, rate) for size, rate in zip(self._sizes, rates, strict=True) if rate >= enough)

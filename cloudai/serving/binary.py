@@ -68,7 +68,7 @@ def to_bytes(array: np.ndarray) -> bytes | memoryview:
 
 def is_finite(array: np.ndarray) -> bool:
     """Whether all numbers are finite; for few numbers, searching the bytes is three times as fast as numpy's `all`."""
-    return np.isfinite(array).tobytes().find(0) < 0
+    return bool(np.isfinite(array).tobytes().find(0) < 0)
 
 
 def _texts(data: memoryview, count: int, who: str) -> np.ndarray:

@@ -31,6 +31,7 @@ _KINDS: Mapping[str, frozenset[type]] = {
     "f": frozenset({int, float}),
     "O": frozenset({str}),
 }
+_LENGTHS = frozenset({int})
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 
 
@@ -123,7 +124,7 @@ class _Input:
     """One input of the model, read quickly."""
 
     def __init__(self, spec: TensorSpec) -> None:
-        self._shape = spec.shape
+        self._shape, self._tail = spec.shape, list(spec.shape[1:])
         self._word = protocol.datatype(spec.dtype)
         self._dtype = protocol.dtype_named(self._word)
         self._kinds = _KINDS[self._dtype.kind]
@@ -143,12 +144,11 @@ class _Input:
         return array.reshape(shape)
 
     def _fits(self, shape: Any) -> bool:
-        return (
-            type(shape) is list
-            and len(shape) == len(self._shape)
-            and all(
-                type(size) is int and size > 0 and want in (-1, size) for size, want in zip(shape, self._shape, strict=True)
-            )
+        if type(shape) is not list or not _LENGTHS.issuperset(map(type, shape)) or not shape or shape[0] < 1:
+            return False
+        return shape[1:] == self._tail or (
+            len(shape) == len(self._shape)
+            and all(want == size or (want == -1 and size > 0) for want, size in zip(self._shape, shape, strict=True))
         )
 
 

@@ -10,23 +10,26 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
 from cloudai.artifacts.servable import Servable
-from cloudai.artifacts.signature import TensorSpec
+from cloudai.artifacts.signature import TEXT, TensorSpec
 from cloudai.errors import RequestError
 from cloudai.serving.batch_times import BatchTimes
 from cloudai.serving.trial import Trial
 
-__all__ = ["Engine", "InferenceError", "Servable"]
+__all__ = ["Engine", "InferenceError", "Outcome", "Servable", "Waiting"]
 
 _INLINE = 0.0005
 """Seconds; handing a batch to a thread and back costs about a tenth of this, and nobody notices so short a pause."""
+
+_LESSONS = 8
+"""Of so many short batches one is learnt from: they are as many as that."""
 
 Arrays = Mapping[str, np.ndarray]
 Outcome = dict[str, np.ndarray] | BaseException
@@ -36,14 +39,51 @@ class InferenceError(Exception):
     """The model failed on a good request."""
 
 
-class _Waiting:
-    """One request in the queue, or being computed."""
+class Waiting(ABC):
+    """One request in the queue, or being computed.
 
-    __slots__ = ("answer", "inputs", "rows", "since")
+    Attributes
+    ----------
+    inputs : mapping of str to array
+        Checked inputs.
+    rows : int
+        How many rows they have.
+    since : float
+        When it began to wait, in `time.perf_counter`'s seconds.
+    over : bool
+        Nobody waits for it any more: what has not begun is not computed.
+    """
 
-    def __init__(self, inputs: Arrays, rows: int, answer: asyncio.Future[dict[str, np.ndarray]]) -> None:
-        self.inputs, self.rows, self.answer = inputs, rows, answer
-        self.since = time.perf_counter()
+    __slots__ = ("inputs", "over", "rows", "since")
+
+    inputs: Arrays
+    rows: int
+    since: float
+    over: bool
+
+    @abstractmethod
+    def deliver(self, outcome: Outcome) -> None:
+        """Take the outputs, or what went wrong: `RequestError` where the values cannot be taken, else `InferenceError`."""
+
+
+class _Awaited(Waiting):
+    """A request whose answer somebody awaits."""
+
+    __slots__ = ("answer",)
+
+    def __init__(self) -> None:
+        self.over = False
+        self.answer: asyncio.Future[dict[str, np.ndarray]] = asyncio.get_running_loop().create_future()
+        self.answer.add_done_callback(self._end)
+
+    def _end(self, _: object) -> None:
+        self.over = True
+
+    def deliver(self, outcome: Outcome) -> None:
+        if isinstance(outcome, BaseException):
+            self.answer.set_exception(outcome)
+        else:
+            self.answer.set_result(outcome)
 
 
 class Engine:
@@ -75,10 +115,15 @@ class Engine:
         self._on_batch = on_batch
         self._free = self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="infer")
-        self._queues: dict[tuple[tuple[int, ...], ...], deque[_Waiting]] = {}
+        self._queues: dict[tuple[tuple[int, ...], ...], deque[Waiting]] = {}
         self._same_shapes = all(-1 not in spec.shape[1:] for spec in servable.signature.inputs)
         self._rows_waiting = 0
         self._scheduled = False
+        self._unlearnt = 0
+        self._promised = [
+            (spec, np.dtype(object if spec.dtype == TEXT else spec.dtype), spec.shape[1:])
+            for spec in servable.signature.outputs
+        ]
 
     @property
     def waiting(self) -> int:
@@ -99,18 +144,32 @@ class Engine:
         Its errors are a `RequestError` if the model cannot take these values, and an `InferenceError` if the model fails,
         or its answer does not fit its signature.
         """
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[dict[str, np.ndarray]] = loop.create_future()
+        waiting = _Awaited()
+        self.submit(waiting, inputs, rows)
+        return waiting.answer
+
+    def submit(self, waiting: Waiting, inputs: Arrays, rows: int) -> None:
+        """Predict `rows` rows for a request, which is delivered its outcome inside of the event loop."""
+        waiting.inputs, waiting.rows, waiting.since = inputs, rows, time.perf_counter()
         key = () if self._same_shapes else tuple(array.shape[1:] for array in inputs.values())
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = deque()
-        queue.append(_Waiting(inputs, rows, answer))
+        queue.append(waiting)
         self._rows_waiting += rows
-        if self._free and not self._scheduled:  # not at once: all that the loop has read by then goes into the batch
-            self._scheduled = True
-            loop.call_soon(self._dispatch)
-        return answer
+        if self._free and not self._scheduled:
+            self._schedule()
+            if self._times is not None and self._times.seconds(rows) < _INLINE:
+                self._compute_inline(self._next_batch())
+
+    def _schedule(self) -> None:
+        """Look for a batch in the loop's next turn: all that the loop has read by then goes into it.
+
+        The first request of a turn need not wait for that where it is quick: who is alone is answered at once, and in a
+        crowd it is one small batch more.
+        """
+        self._scheduled = True
+        asyncio.get_running_loop().call_soon(self._dispatch)
 
     def close(self) -> None:
         """Drop what waits for a thread; what is being computed cannot be stopped and is not waited for."""
@@ -118,20 +177,21 @@ class Engine:
 
     def _dispatch(self) -> None:
         self._scheduled = False
-        loop = asyncio.get_running_loop()
         while self._free and (batch := self._next_batch()):
-            rows = sum(waiting.rows for waiting in batch)
-            if self._times is not None and self._times.seconds(rows) < _INLINE:
-                begun = time.perf_counter()
-                self._deliver(batch, self._compute(batch), begun, time.perf_counter() - begun)
-                if self._queues and not self._scheduled:  # the loop reads before the next one
-                    self._scheduled = True
-                    loop.call_soon(self._dispatch)
+            if self._times is not None and self._times.seconds(_rows(batch)) < _INLINE:
+                self._compute_inline(batch)
+                if self._queues:  # the loop reads before the next one
+                    self._schedule()
                 return
             self._free -= 1
-            self._pool.submit(self._in_thread, batch, loop)
+            self._pool.submit(self._in_thread, batch, asyncio.get_running_loop())
 
-    def _next_batch(self) -> list[_Waiting]:
+    def _compute_inline(self, batch: list[Waiting]) -> None:
+        begun = time.perf_counter()
+        outcomes = self._compute(batch)
+        self._deliver(batch, outcomes, begun, time.perf_counter() - begun)
+
+    def _next_batch(self) -> list[Waiting]:
         """Take the oldest request and those like it, up to the size that is worth while."""
         while self._queues:
             key = (
@@ -146,42 +206,40 @@ class Engine:
                 return batch
         return []
 
-    def _take(self, queue: deque[_Waiting]) -> list[_Waiting]:
+    def _take(self, queue: deque[Waiting]) -> list[Waiting]:
         most = self._times.best if self._batches and self._times is not None else 1
-        batch: list[_Waiting] = []
+        batch: list[Waiting] = []
         rows = 0
         while queue and (not rows or rows + queue[0].rows <= most):
             waiting = queue.popleft()
             self._rows_waiting -= waiting.rows
-            if not waiting.answer.done():  # given up, by its deadline or because the client went away
+            if not waiting.over:  # given up, by its deadline or because the client went away
                 batch.append(waiting)
                 rows += waiting.rows
         return batch
 
-    def _in_thread(self, batch: list[_Waiting], loop: asyncio.AbstractEventLoop) -> None:
+    def _in_thread(self, batch: list[Waiting], loop: asyncio.AbstractEventLoop) -> None:
         begun = time.perf_counter()
         outcomes = self._compute(batch)
         loop.call_soon_threadsafe(self._from_thread, batch, outcomes, begun, time.perf_counter() - begun)
 
-    def _from_thread(self, batch: list[_Waiting], outcomes: Sequence[Outcome], begun: float, took: float) -> None:
+    def _from_thread(self, batch: list[Waiting], outcomes: Sequence[Outcome], begun: float, took: float) -> None:
         self._free += 1
         self._deliver(batch, outcomes, begun, took)
         self._dispatch()
 
-    def _deliver(self, batch: list[_Waiting], outcomes: Sequence[Outcome], begun: float, took: float) -> None:
+    def _deliver(self, batch: list[Waiting], outcomes: Sequence[Outcome], begun: float, took: float) -> None:
         for waiting, outcome in zip(batch, outcomes, strict=True):
-            if waiting.answer.done():
-                continue
-            if isinstance(outcome, BaseException):
-                waiting.answer.set_exception(outcome)
-            else:
-                waiting.answer.set_result(outcome)
-        rows = sum(waiting.rows for waiting in batch)
-        if self._times is not None:
+            if not waiting.over:
+                waiting.deliver(outcome)
+        rows = _rows(batch)
+        self._unlearnt += 1
+        if self._times is not None and (took > _INLINE or self._unlearnt > _LESSONS):
+            self._unlearnt = 0
             self._times.learn(rows, took)
         self._on_batch(len(batch), rows, begun - batch[0].since, took)
 
-    def _compute(self, batch: Sequence[_Waiting]) -> list[Outcome]:
+    def _compute(self, batch: Sequence[Waiting]) -> list[Outcome]:
         """Return what becomes of each request; one that the model cannot take harms no other."""
         try:
             return list(self._together(batch))
@@ -190,15 +248,35 @@ class Engine:
                 return [_outcome(error)]
             return [outcome for waiting in batch for outcome in self._compute([waiting])]
 
-    def _together(self, batch: Sequence[_Waiting]) -> list[dict[str, np.ndarray]]:
-        signature = self.servable.signature
+    def _together(self, batch: Sequence[Waiting]) -> list[dict[str, np.ndarray]]:
         if len(batch) == 1:
-            inputs, rows = batch[0].inputs, batch[0].rows
-            return [_fitting(self.servable.infer(inputs), signature.outputs, rows)]
-        names = [spec.name for spec in signature.inputs]
-        joined = {name: np.concatenate([waiting.inputs[name] for waiting in batch]) for name in names}
-        outputs = _fitting(self.servable.infer(joined), signature.outputs, len(joined[names[0]]))
+            return [self._fitting(self.servable.infer(batch[0].inputs), batch[0].rows)]
+        joined = {name: np.concatenate([waiting.inputs[name] for waiting in batch]) for name in batch[0].inputs}
+        outputs = self._fitting(self.servable.infer(joined), _rows(batch))
         return _parted(outputs, [waiting.rows for waiting in batch])
+
+    def _fitting(self, outputs: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+        """Keep the outputs of the signature, each checked: a row too few would give a client another's answer."""
+        for spec, dtype, shape in self._promised:
+            array = outputs.get(spec.name)
+            if array is None:
+                raise InferenceError(f"the model gave no output {spec.name!r}")
+            if dtype.kind == "O" or array.dtype != dtype or array.shape[1:] != shape:
+                _check_output(spec, array)
+            if len(array) != rows:
+                raise InferenceError(f"the model gave {len(array)} rows of {spec.name!r} for {rows} rows of input")
+        return {spec.name: outputs[spec.name] for spec, _, _ in self._promised}
+
+
+def _check_output(spec: TensorSpec, array: np.ndarray) -> None:
+    try:
+        spec.check(array)
+    except RequestError:
+        raise InferenceError(f"the model gave {array.dtype.name}{list(array.shape)} where it promised {spec}") from None
+
+
+def _rows(batch: Sequence[Waiting]) -> int:
+    return sum(waiting.rows for waiting in batch) if len(batch) > 1 else batch[0].rows
 
 
 def _outcome(error: BaseException) -> BaseException:
@@ -213,24 +291,9 @@ def _parted(outputs: Mapping[str, np.ndarray], rows: Sequence[int]) -> list[dict
     """Return each request's own rows, without copying any."""
     parts: list[dict[str, np.ndarray]] = []
     begin = 0
-    items: list[tuple[str, Any]] = list(outputs.items())
+    items = list(outputs.items())
     for count in rows:
         end = begin + count
         parts.append({name: array[begin:end] for name, array in items})
         begin = end
     return parts
-
-
-def _fitting(outputs: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], rows: int) -> dict[str, np.ndarray]:
-    """Keep the outputs of the signature, each checked: a row too few would give a client another's answer."""
-    for spec in specs:
-        if spec.name not in outputs:
-            raise InferenceError(f"the model gave no output {spec.name!r}")
-        array = outputs[spec.name]
-        try:
-            spec.check(array)
-        except RequestError:
-            raise InferenceError(f"the model gave {array.dtype.name}{list(array.shape)} where it promised {spec}") from None
-        if len(array) != rows:
-            raise InferenceError(f"the model gave {len(array)} rows of {spec.name!r} for {rows} rows of input")
-    return {spec.name: outputs[spec.name] for spec in specs}

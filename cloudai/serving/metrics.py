@@ -53,13 +53,21 @@ class ModelMetrics:
     ----------
     labels : sequence of str
         The values of ``model_name``, ``version`` and ``instance``.
-    in_flight, waiting : callable
-        Asked for the requests that are being worked on, and the rows that wait, whenever somebody reads the metrics.
+    in_flight, waiting, sampled : callable
+        Asked for the requests that are being worked on, the rows that wait, and the share of requests that is kept for the
+        monitor, whenever somebody reads the metrics.
     """
 
-    def __init__(self, labels: Sequence[str], in_flight: Callable[[], float], waiting: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        labels: Sequence[str],
+        *,
+        in_flight: Callable[[], float],
+        waiting: Callable[[], float],
+        sampled: Callable[[], float],
+    ) -> None:
         self.labels = tuple(labels)
-        self.in_flight, self.waiting = in_flight, waiting
+        self.in_flight, self.waiting, self.sampled = in_flight, waiting, sampled
         self.latency, self.queued, self.computed = (_Distribution(_BUCKETS) for _ in range(3))
         self.batch_rows = _Distribution(_ROWS)
         self.predictions = self.samples_dropped = 0
@@ -109,6 +117,7 @@ class ServerMetrics(Collector):
         dropped = CounterMetricFamily("ml_samples_dropped_total", "Sampled rows that could not be written", labels=_NAMES)
         running = GaugeMetricFamily("ml_inference_in_flight", "Requests being worked on", labels=_NAMES)
         waiting = GaugeMetricFamily("ml_inference_waiting_rows", "Rows that wait to be computed", labels=_NAMES)
+        sampled = GaugeMetricFamily("ml_samples_share", "The share of requests that are kept for the monitor", labels=_NAMES)
         for model in self._models:
             model.latency.into(latency, model.labels)
             model.queued.into(queued, model.labels)
@@ -120,7 +129,8 @@ class ServerMetrics(Collector):
             dropped.add_metric(model.labels, model.samples_dropped)
             running.add_metric(model.labels, model.in_flight())
             waiting.add_metric(model.labels, model.waiting())
-        yield from (latency, queued, computed, batch_rows, predictions, errors, dropped, running, waiting)
+            sampled.add_metric(model.labels, model.sampled())
+        yield from (latency, queued, computed, batch_rows, predictions, errors, dropped, running, waiting, sampled)
 
 
 class RouterMetrics:

@@ -21,7 +21,10 @@ from pydantic import Field
 from cloudai.errors import CloudAIError, DriverError, SpecError
 from cloudai.files import private_folder, replace_file
 from cloudai.serving.access import HERE, Access
+from cloudai.serving.access_log import AccessLog
 from cloudai.serving.asgi import Application, json_bytes
+from cloudai.serving.http import uvicorn_config
+from cloudai.serving.tracing import Tracing, tracing_asked
 from cloudai.specs.confidential import start_log
 from cloudai.specs.units import Seconds
 from cloudai.specs.validation import Spec
@@ -32,7 +35,6 @@ __all__ = ["PORT_TAKEN", "ProcessOptions", "errors_in_two_lines", "read_argument
 PORT_TAKEN = 3
 """The exit code of a process whose port somebody else has."""
 
-_KEEP_ALIVE = 75  # seconds; longer than the router's, so that no request meets a connection that is being closed
 _logger = logging.getLogger(__name__)
 S = TypeVar("S", bound="ProcessOptions")
 
@@ -46,6 +48,7 @@ class ProcessOptions(Spec):
     token_file: Path | None = Field(default=None, description="file of yours alone with the token that requests must bring")
     drain_delay: Seconds = Field(default=0.5, description="how long new requests are still taken after SIGTERM")
     drain_timeout: Seconds = Field(default=12.0, description="how long requests in flight may take after SIGTERM")
+    access_log: Path | None = Field(default=None, description="file for a line on each request, without what it asked")
     lease_file: Path | None = Field(default=None, description='JSON {"until": unix seconds or null}; past it, the process ends')
     lease_interval: Seconds = Field(default=5.0, description="how often the lease is looked at")
 
@@ -145,7 +148,9 @@ async def _live(application: Application, listener: socket.socket, options: Proc
         replace_file(state, json_bytes({"pid": os.getpid(), "port": port} | way_in | application.describe()))
 
     ending = _on_signals()
-    server = _Server(_uvicorn(application))
+    accountants = _accountants(options, application)
+    application.accountants = tuple(accountants)
+    server = _Server(uvicorn_config(application))
     await application.start()
     serving = asyncio.create_task(server.serve([listener]))
     serving.add_done_callback(lambda _: server.listening.set())
@@ -161,23 +166,20 @@ async def _live(application: Application, listener: socket.socket, options: Proc
     server.should_exit = True
     await serving
     await application.stop()
+    for accountant in accountants:
+        await asyncio.to_thread(accountant.close)
     _logger.info("ended")
 
 
-def _uvicorn(application: Application) -> uvicorn.Config:
-    return uvicorn.Config(
-        application,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=1,
-    )
+def _accountants(options: ProcessOptions, application: Application) -> list[AccessLog | Tracing]:
+    """Return who keeps account of requests, where somebody asked for it."""
+    accountants: list[AccessLog | Tracing] = []
+    if options.access_log is not None:
+        accountants.append(AccessLog(options.access_log))
+    if tracing_asked():
+        about = {key: str(value) for key, value in application.describe().items() if key in ("model", "version")}
+        accountants.append(Tracing(about.get("model", "cloudai"), {f"ml.{key}": value for key, value in about.items()}))
+    return accountants
 
 
 def _on_signals() -> asyncio.Event:
@@ -215,6 +217,7 @@ async def _drain(application: Application, options: ProcessOptions) -> None:
     while application.in_flight and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
     if application.in_flight:
+        application.abandon()
         _logger.warning("%d requests were not finished in %g s", application.in_flight, options.drain_timeout)
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from cloudai.drivers.samples import Answer, Arrays, encode
 from cloudai.files import private_folder, replace_file
@@ -29,10 +28,15 @@ class SampleLog:
         Where the files go; only the user can read it.
     rate : float
         The share of requests that are kept, each by an independent draw.
+    most_requests : float
+        Requests that are kept each second, at most, on average: of more the share shrinks, so that it is chance which are
+        kept, and keeping them costs the server no more than a hundredth of its time.
     max_bytes : int
         The most that may lie in the folder, and the most that may wait in memory.
     dropped : callable
         Told how many rows could not be kept because memory or disk was full.
+    events : callable, optional
+        Told of what is kept, in the writer's thread.
     flush_rows : int
         So many waiting rows are written at once, fewer after `flush_seconds`.
 
@@ -49,6 +53,8 @@ class SampleLog:
         rate: float,
         max_bytes: int,
         dropped: Callable[[int], None],
+        most_requests: float = 1000.0,
+        events: Callable[[Sequence[Answer]], None] | None = None,
         flush_rows: int = 1000,
         flush_seconds: float = 1.0,
     ) -> None:
@@ -57,7 +63,10 @@ class SampleLog:
             draft.unlink(missing_ok=True)
         self._folder, self._rate, self._max_bytes, self._dropped = folder, rate, max_bytes, dropped
         self._flush_rows, self._flush_seconds = flush_rows, flush_seconds
-        self._random = np.random.default_rng()
+        self._events = events
+        self.share = rate
+        """The share of requests that are kept now."""
+        self._most_requests, self._offered, self._since = most_requests, 0, time.monotonic()
         self._waiting: list[Answer] = []
         self._waiting_bytes = self._waiting_rows = 0
         self._newest = 0.0
@@ -69,7 +78,8 @@ class SampleLog:
 
     def draw(self, inputs: Arrays) -> Arrays | None:
         """Decide whether a request is kept: a copy of its inputs (a model may change its own), or None."""
-        if self._rate == 0 or (self._rate < 1 and self._random.random() >= self._rate):
+        self._offered += 1
+        if self.share < 1 and random.random() >= self.share:  # noqa: S311  no secret
             return None
         return {name: array.copy() for name, array in inputs.items()}
 
@@ -108,6 +118,9 @@ class SampleLog:
             except OSError:
                 self._dropped(sum(answer.rows for answer in answers))
                 raise
+            finally:
+                if self._events is not None:
+                    self._events(answers)
 
     def close(self) -> None:
         """Write what waits, and end."""
@@ -125,10 +138,19 @@ class SampleLog:
         while not self._closed:
             self._wake.wait(self._flush_seconds)
             self._wake.clear()
+            self._adapt()
             try:
                 self.flush()
             except OSError as error:
                 _logger.warning("sampled rows are lost, they cannot be written: %s", error)
+
+    def _adapt(self) -> None:
+        """Let the share follow how many requests come."""
+        now = time.monotonic()
+        if now - self._since >= self._flush_seconds:
+            coming = self._offered / (now - self._since)
+            self.share = min(self._rate, self._most_requests / coming) if coming else self._rate
+            self._offered, self._since = 0, now
 
 
 def _drop_oldest(folder: Path, max_bytes: int) -> None:

@@ -17,8 +17,9 @@ from pydantic import Field
 
 from cloudai.serving.access import Access
 from cloudai.serving.app import ModelApplication
-from cloudai.serving.asgi import Exchange
+from cloudai.serving.asgi import Asked
 from cloudai.serving.engine import Servable
+from cloudai.serving.events import EventLog
 from cloudai.serving.process import ProcessOptions, errors_in_two_lines, read_arguments, run
 from cloudai.serving.samples import SampleLog
 from cloudai.serving.service import ModelService
@@ -35,6 +36,7 @@ class ServerOptions(ProcessOptions, ServerLimits):
     threads: int = Field(
         default=min(4, os.cpu_count() or 1), ge=1, le=256, description="how many requests are computed at the same time"
     )
+    payload_log: str = Field(default="", description="file or http(s) address that gets the kept requests as CloudEvents")
     sample_bytes: Bytes = Field(default=64 * 2**20, description="the most that the kept samples may take on disk")
     instance: str = Field(default="", description='the label "instance" of the metrics; by default host:port')
 
@@ -63,28 +65,33 @@ def _run(models: Models, options: ServerOptions) -> NoReturn:
     run(make, options, state_file="server.json")
 
 
-def application(
-    models: Models, options: ServerOptions, *, instance: str, check: Callable[[Exchange], None]
-) -> ModelApplication:
+def application(models: Models, options: ServerOptions, *, instance: str, check: Callable[[Asked], None]) -> ModelApplication:
     """Make the application that answers for some models, in whatever process it then runs."""
     one = len(models) == 1
-    services = [
-        ModelService(
+    services = []
+    for servable, example in models:
+        name = (options.name if one else "") or servable.name
+        folder = options.state / "samples" / ("" if one else f"{name}-{servable.version}")
+        service = ModelService(
             servable,
             example=example,
-            name=(options.name if one else "") or servable.name,
+            name=name,
             limits=options,
             threads=options.threads,
             instance=options.instance or instance,
-            open_samples=_samples(options, options.state / "samples" / ("" if one else f"{servable.name}-{servable.version}")),
+            open_samples=_samples(options, folder, name, servable.version),
         )
-        for servable, example in models
-    ]
+        services.append(service)
     return ModelApplication(services, check=check)
 
 
-def _samples(options: ServerOptions, folder: Path) -> Callable[[Callable[[int], None]], SampleLog]:
-    return lambda dropped: SampleLog(folder, rate=options.sample_rate, max_bytes=options.sample_bytes, dropped=dropped)
+def _samples(options: ServerOptions, folder: Path, name: str, version: str) -> Callable[[Callable[[int], None]], SampleLog]:
+    def open_log(dropped: Callable[[int], None]) -> SampleLog:
+        target = options.payload_log
+        events = EventLog(target, model=name, version=version, dropped=dropped) if target else None
+        return SampleLog(folder, rate=options.sample_rate, max_bytes=options.sample_bytes, dropped=dropped, events=events)
+
+    return open_log
 
 
 def opened(arguments: Sequence[str] | None = None) -> tuple[Models, ServerOptions]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -14,17 +13,17 @@ from cloudai.artifacts.servable import Servable
 from cloudai.artifacts.signature import Signature
 from cloudai.errors import RequestError, SpecError
 from cloudai.serving import protocol
-from cloudai.serving.asgi import HttpError, LostClientError
+from cloudai.serving.asgi import AGAIN, HttpError
 from cloudai.serving.codec import Codec
 from cloudai.serving.deadlines import Deadlines
-from cloudai.serving.engine import Engine, InferenceError
+from cloudai.serving.engine import Engine, Outcome, Waiting
 from cloudai.serving.metrics import ModelMetrics
 from cloudai.serving.protocol import InferenceRequest
 from cloudai.serving.samples import SampleLog
 from cloudai.serving.trial import Trial, run_trial
 from cloudai.specs.serving import ServerLimits
 
-__all__ = ["ModelService"]
+__all__ = ["ModelService", "Place"]
 
 _REASONS = {408: "timeout", 429: "overloaded", 500: "model", 503: "draining", 504: "timeout"}
 _logger = logging.getLogger(__name__)
@@ -33,8 +32,8 @@ _logger = logging.getLogger(__name__)
 class ModelService:
     """One version of one model at work.
 
-    A face takes a place with `admitted`, reads the request in it, and asks `predict`. Its errors are `HttpError`, whose
-    status every face says in its protocol's words.
+    A face takes a place with `admit`, before it reads the request, and asks in it; or it calls `predict`. Errors are
+    `HttpError`, whose status every face says in its protocol's words.
 
     Parameters
     ----------
@@ -73,67 +72,89 @@ class ModelService:
         _check_signature(servable.name, servable.signature)
         self.name, self.version, self.signature = name, servable.version, servable.signature
         self.limits = limits
+        self.about = {"model.name": name, "model.version": servable.version}
+        """What traces say of its requests."""
         self.codec = Codec(name, servable.version, servable.signature)
-        self.metrics = ModelMetrics((name, servable.version, instance), lambda: self.in_flight, lambda: self.engine.waiting)
+        self.metrics = ModelMetrics(
+            (name, servable.version, instance),
+            in_flight=lambda: self.in_flight,
+            waiting=lambda: self.engine.waiting,
+            sampled=lambda: self._samples.share,
+        )
         self.in_flight = 0
         trial = run_trial(servable, example, most=limits.max_batch) if example is not None else Trial()
         self.engine = Engine(servable, threads=threads, trial=trial, on_batch=self._count_batch)
         self._samples = open_samples(self.metrics.dropped)
-        self._deadlines = Deadlines()
+        self._deadlines: Deadlines[Place] = Deadlines()
 
-    @contextmanager
-    def admitted(self, deadline: float) -> Iterator[None]:
-        """Take a place among the requests in flight until the answer is out, and count how it ended.
+    def admit(self, deadline: float, done: Callable[[Place], None]) -> Place:
+        """Give a request a place, before it has been read.
 
         Parameters
         ----------
         deadline : float
             When the answer must be there, in the event loop's time; what cannot be there by then is refused at once.
+        done : callable
+            Told, once, when the place has its outputs or its error.
 
         Raises
         ------
         HttpError
-            429, with the seconds to wait, where no place is free or the wait would be too long; 504 past the deadline.
+            429, with the seconds to wait, where no place is free or the wait would be too long.
         """
-        taken = False
         try:
             self._refuse_overload(deadline)
-            self.in_flight += 1
-            taken = True
-            with self._deadlines.at(deadline):
-                yield
         except HttpError as error:
-            self.metrics.failed(_REASONS.get(error.status, "invalid"))
+            self.refused(error)
             raise
-        except LostClientError:
-            self.metrics.failed("lost_client")
-            raise
-        except TimeoutError:
-            self.metrics.failed("timeout")
-            raise self._too_late() from None
-        finally:
-            self.in_flight -= taken
+        place = Place(self, deadline, done)
+        self.in_flight += 1
+        self._deadlines.add(place)
+        return place
 
-    async def predict(self, request: InferenceRequest, *, request_id: str) -> dict[str, np.ndarray]:
-        """Compute the outputs of a request.
+    async def predict(self, request: InferenceRequest, *, request_id: str, deadline: float) -> dict[str, np.ndarray]:
+        """Compute the outputs of a request; if cancelled while it waits, nothing is computed.
 
         Raises
         ------
         HttpError
-            400 if the model does not take these values, 500 if it fails.
+            400 if the model does not take these values, 429 if it has too much to do, 500 if it fails, 504 if it is late.
         """
-        kept = self._samples.draw(request.inputs)
+        answered = asyncio.Event()
+        place = self.admit(deadline, lambda _: answered.set())
+        place.ask(request, request_id)
         try:
-            outputs = await self.engine.infer(request.inputs, rows=request.rows)
-        except RequestError as error:
-            raise HttpError(400, error.what, fix=error.fix) from None
-        except InferenceError as error:
-            raise self.failure(request_id, error) from None
-        if kept is not None:
-            self._samples.keep(request_id, kept, outputs, rows=request.rows)
-        return outputs
+            await answered.wait()
+        finally:
+            place.leave("lost_client")
+        if place.error is not None:
+            raise place.error
+        assert place.outputs is not None
+        return place.outputs
 
-    def failure(self, request_id: str, error: Exception) -> HttpError:
+    def refused(self, error: HttpError) -> None:
+        """Count a request that was refused."""
+        self.metrics.failed(_REASONS.get(error.status, "invalid"))
+
+    def close_place(self, place: Place) -> None:
+        """Take a place back."""
+        self.in_flight -= 1
+        self._deadlines.discard(place)
+
+    def draw(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray] | None:
+        """Decide whether a request is kept for the monitor: a copy of its inputs, or None."""
+        return self._samples.draw(inputs)
+
+    def keep(self, request_id: str, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], rows: int) -> None:
+        """Keep a drawn request."""
+        self._samples.keep(request_id, inputs, outputs, rows=rows)
+
+    def abandon(self) -> None:
+        """Refuse what is still being worked on: the time to end is over."""
+        for place in self._deadlines.all():
+            place.refuse(HttpError(503, "the server has ended", fix="send the request again", headers=AGAIN))
+
+    def failure(self, request_id: str, error: BaseException) -> HttpError:
         """Log that the model failed, and return what the client is told, which is no word of the model's."""
         _logger.error("request %s: the model failed", request_id, exc_info=error.__cause__ or error)
         return HttpError(500, "the model failed", fix=f"look into the server's log for {request_id}")
@@ -165,12 +186,80 @@ class ModelService:
         if wait > left or (target is not None and wait > target):
             raise _overloaded(f"an answer would take {wait:.2g} s now", wait)
 
-    def _too_late(self) -> HttpError:
-        seconds = self.limits.timeout
-        return HttpError(504, f"the model did not answer within {seconds:g} s", fix="send fewer rows, or raise the timeout")
-
     def _count_batch(self, requests: int, rows: int, waited: float, took: float) -> None:
         self.metrics.computed_batch(rows, waited, took)
+
+
+class Place(Waiting):
+    """A request's place in the service, from its head to its answer.
+
+    Attributes
+    ----------
+    outputs : dict of str to array, or None
+        The answer.
+    error : HttpError or None
+        Why there is none.
+    """
+
+    __slots__ = ("_done", "_kept", "_service", "error", "outputs", "request_id", "when")
+
+    def __init__(self, service: ModelService, when: float, done: Callable[[Place], None]) -> None:
+        self.when = when
+        self.over = False
+        self.outputs: dict[str, np.ndarray] | None = None
+        self.error: HttpError | None = None
+        self.request_id = ""
+        self._service, self._done = service, done
+
+    def ask(self, request: InferenceRequest, request_id: str) -> None:
+        """Have a request computed, unless its time is over already."""
+        if self.over:
+            return
+        self.request_id = request_id
+        self._kept = self._service.draw(request.inputs)
+        self._service.engine.submit(self, request.inputs, request.rows)
+
+    def deliver(self, outcome: Outcome) -> None:
+        """Take the outputs, or what went wrong."""
+        if isinstance(outcome, dict):
+            self.outputs = outcome
+            if self._kept is not None:
+                self._service.keep(self.request_id, self._kept, outcome, self.rows)
+        elif isinstance(outcome, RequestError):
+            self.error = HttpError(400, outcome.what, fix=outcome.fix)
+        else:
+            self.error = self._service.failure(self.request_id, outcome)
+        self._end()
+
+    def expire(self) -> None:
+        """End: its time is over."""
+        if self.request_id:
+            seconds = self._service.limits.timeout
+            what = f"the model did not answer within {seconds:g} s"
+            self.error = HttpError(504, what, fix="send fewer rows, or raise the timeout")
+        else:
+            self.error = HttpError(408, "the body did not arrive in time", fix="send it at once")
+        self._end()
+
+    def refuse(self, error: HttpError) -> None:
+        """End without having been computed: the request is not one that the model takes."""
+        if not self.over:
+            self.error = error
+            self._end()
+
+    def leave(self, reason: str) -> None:
+        """Give the place up: the client went away. Nothing happens where it is over."""
+        if not self.over:
+            self.over = True
+            self._service.close_place(self)
+            self._service.metrics.failed(reason)
+
+    def _end(self) -> None:
+        self.over = True
+        self._service.close_place(self)
+        if self.error is not None:
+            self._service.refused(self.error)
+        self._done(self)
 
 
 def _overloaded(what: str, wait: float) -> HttpError:

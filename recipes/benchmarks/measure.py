@@ -184,7 +184,7 @@ def run_python(home: Path, *argv: str, timeout: float = 180.0) -> Finished:
     """Run a fresh interpreter to its end, and read the last line that it prints as JSON."""
     cpu_before, started, begin = _children_cpu(), time.time(), time.perf_counter()
     done = subprocess.run(
-        [sys.executable, *argv], env=_environment(home), cwd=HERE, capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, *argv], env=environment(home), cwd=HERE, capture_output=True, text=True, timeout=timeout, check=False
     )
     wall = time.perf_counter() - begin
     if done.returncode != 0:
@@ -192,7 +192,7 @@ def run_python(home: Path, *argv: str, timeout: float = 180.0) -> Finished:
     return Finished(json.loads(done.stdout.splitlines()[-1]), started, wall, _children_cpu() - cpu_before)
 
 
-def _environment(home: Path) -> dict[str, str]:
+def environment(home: Path) -> dict[str, str]:
     """Return an environment in which nobody tracks or calls home, and byte code is cached, as a user's is."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("CLOUDAI_")}
     env.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -70,6 +70,13 @@ def test_the_share_that_is_kept_is_the_rate(open_log):
     assert not any(put(open_log(rate=0.0), i) for i in range(100))
 
 
+def test_of_many_requests_chance_keeps_no_more_than_are_wanted(open_log):
+    log = open_log(most_requests=50, flush_seconds=0.1)
+    wait_for(lambda: [put(log, i) for i in range(100)] and log.share < 1)
+    assert log.share < 0.5
+    wait_for(lambda: log.share == 1)  # when nobody asks any more
+
+
 def test_waiting_rows_are_written_after_a_second_and_many_at_once(open_log):
     log = open_log(flush_rows=10, flush_seconds=0.3)
     put(log, 1)

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from cloudai.serving.access import OPEN_PATHS
-from cloudai.serving.asgi import AGAIN, Application, Exchange, HttpError, Receive, Send, json_bytes
+from cloudai.serving.asgi import AGAIN, Application, Asked, Exchange, HttpError, Receive, Send, json_bytes
 from cloudai.serving.routes import RouteTable
 
 __all__ = ["GateApplication", "GateConfig", "Revisions", "UnavailableError"]
@@ -69,7 +69,7 @@ class GateConfig:
         self.table = RouteTable({}, {str(name): float(share) for name, share in sorted(value["traffic"].items()) if share})
         self._token, self._desk = str(value["token"]), str(value["desk"])
 
-    def check(self, exchange: Exchange) -> None:
+    def check(self, exchange: Asked) -> None:
         """Let a request pass, or refuse it.
 
         Raises
@@ -143,7 +143,7 @@ class GateApplication(Application):
         inner = {"path": scope["path"].removeprefix(prefix) or "/", "raw_path": raw.removeprefix(prefix.encode()) or b"/"}
         await self({**scope, **inner, "headers": [(bytes(k), bytes(v)) for k, v in scope["headers"]]}, receive, send)
 
-    def _check_access(self, exchange: Exchange) -> None:
+    def _check_access(self, exchange: Asked) -> None:
         if self._config is None:
             raise HttpError(503, "the gate has only just begun", fix="send the request again", headers=AGAIN)
         self._config.check(exchange)
