@@ -73,6 +73,36 @@ def test_a_revision_that_is_not_ready_says_why(said, ready, replicas, reason):
     assert (found_one.ready, found_one.replicas, found_one.reason) == (ready, replicas, reason)
 
 
+ONE = {"num_replicas": 1, "autoscaling_config": None}
+OWN = {"autoscaling_config": {"min_replicas": 0, "max_replicas": 3, "target_ongoing_requests": 4.0}}
+
+
+@pytest.mark.parametrize(
+    ("told", "scaling", "same"),
+    [
+        (ONE, Scaling(), True),
+        (ONE, Scaling(2, 2), False),
+        (ONE, Scaling(0, 3, 4.0), False),
+        (
+            OWN,
+            Scaling(0, 3, 4.0),
+            True,
+        ),
+        (
+            OWN,
+            Scaling(0, 3, 5.0),
+            False,
+        ),
+        (OWN, Scaling(3, 3), False),
+    ],
+)
+def test_another_number_of_replicas_is_seen(token_file, told, scaling, same):
+    said = app("RUNNING", "RUNNING")
+    said["deployments"]["Replica"]["deployment_config"] = told
+    assert found(v1=said).is_scaled(revision(token_file, scaling=scaling)) is same
+    assert found(v1={**said, "deployments": {}}).is_scaled(revision(token_file, scaling=scaling)), "it is not there yet"
+
+
 def test_a_deployment_without_its_gate_is_not_ready_and_has_no_url():
     nothing = Found("app", {"applications": {}}).status("n", "u")
     assert (nothing.url, nothing.ready, nothing.revisions) == ("", False, ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
+from datetime import UTC, datetime
 
 import numpy as np
 import psutil
@@ -14,7 +15,7 @@ import torch
 import cloudai
 from cloudai.drivers.protocols import RevisionId, Scaling
 from cloudai.drivers.ray.driver import RayDriver
-from cloudai.errors import RequestError
+from cloudai.errors import DriverError, RequestError
 from cloudai.serving import client
 from cloudai.state.tokens import ensure_token, read_token
 from tests.conftest import wait_until
@@ -113,7 +114,12 @@ def test_requests_go_on_when_a_machine_dies(on_ray, token_file):
     driver.apply(name, numbered(name, "v1", token_file, Scaling(2, 2)), key="hurt/v1")
     wait_until(lambda: ready(driver, name, 2), 120, "two replicas")
     driver.route(name, {RevisionId("v1"): 100})
+    driver.apply(name, numbered(name, "v1", token_file, Scaling(1, 1)), key="hurt/v1")
+    left = wait_until(lambda: ready(driver, name, 1) and driver.inspect(name).revisions[0].pids, 60, "one replica")
+    driver.apply(name, numbered(name, "v1", token_file, Scaling(2, 2)), key="hurt/v1")
+    wait_until(lambda: ready(driver, name, 2), 60, "two replicas again")
     before = driver.inspect(name)
+    assert set(left) < set(before.revisions[0].pids), "scaling replaces no replica"
     with Asking(before.url, name, read_token(token_file)) as asking:
         wait_until(lambda: asking.counts["answered"] > 20, 60, "answers")
         on_ray.kill(on_ray.running()[-1])
@@ -125,7 +131,7 @@ def test_requests_go_on_when_a_machine_dies(on_ray, token_file):
     driver.delete(name)
 
 
-def test_a_killed_gate_is_replaced_and_knows_traffic_and_token(on_ray, token_file):
+def test_a_killed_gate_is_replaced_and_knows_traffic_and_token(on_ray, token_file, monkeypatch):
     on_ray.have(2, 2)
     driver, name = RayDriver(), "gates"
     for revision in ("v1", "v2"):
@@ -141,6 +147,11 @@ def test_a_killed_gate_is_replaced_and_knows_traffic_and_token(on_ray, token_fil
     rows, token = {"x": np.zeros((1, 1), "float32")}, read_token(token_file)
     answers = Counter(int(client.predict(found.url, name, rows, token=token)["answer"][0]) for _ in range(60))
     assert len(answers) == 2
+    monkeypatch.setenv("CLOUDAI_RAY_SERVE_ADDRESS", f"http://127.0.0.1:{free_port()}")  # the dashboard alone is reached
+    driver.route(name, {RevisionId("v2"): 100})
+    assert {r.id: r.traffic for r in driver.inspect(name).revisions if r.traffic} == {"v2": 100}
+    with pytest.raises(DriverError, match="set ray_serve_address"):
+        list(driver.metrics(name, since=datetime.fromtimestamp(0, UTC)))
     with pytest.raises(RequestError, match="token"):
         client.predict(found.url, name, rows, token="wrong")
     driver.delete(name)

@@ -6,6 +6,7 @@ Ray Serve keeps all that is to be known of them, so nothing is kept here.
 
 from __future__ import annotations
 
+import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -91,6 +92,17 @@ class Found:
         asleep = found.get("status") == "RUNNING" and not _replicas(found)
         return asleep or _answers(found)
 
+    def is_scaled(self, revision: Revision) -> bool:
+        """Whether Ray Serve has been told of the number of replicas that a revision of ours may have."""
+        deployment = (self.revisions[revision.id].get("deployments") or {}).get("Replica")
+        if deployment is None:  # it has only just been asked for
+            return True
+        told, wanted = deployment["deployment_config"], revision.scaling
+        own = told.get("autoscaling_config")
+        if wanted.min_replicas == wanted.max_replicas:
+            return not own and bool(told.get("num_replicas") == wanted.max_replicas)
+        return bool(own) and all(own.get(name) == value for name, value in asdict(wanted).items())
+
     def status(self, name: str, url: str) -> DeploymentStatus:
         """Put it in the words of the contract."""
         revisions = tuple(self._revision(revision) for revision in self.revisions)
@@ -150,14 +162,17 @@ class Deployments:
     def apply(self, name: str, revision: Revision) -> RevisionId:
         """Make sure that the gate and the revision are there, and that the gate knows the present token."""
         found = self._find(name)
-        wanted: dict[str, Any] = {}
         config = gate_config(found.app, revision, found.config)
+        wanted: dict[str, Any] = {}
+        if not found.is_up(revision.id) or not found.is_scaled(revision):
+            started = config["versions"].get(revision.id) if found.is_up(revision.id) else None
+            version = started or f"{package().uri}#{secrets.token_hex(4)}"
+            config["versions"] = {**config["versions"], revision.id: version}
+            wanted["revision"] = {**revision_order(revision), "version": version}
         if not found.gate_is_up or config != found.config:
             wanted["gate"] = config
-        if not found.is_up(revision.id):
-            wanted["revision"] = revision_order(revision)
         if wanted:
-            self._desk(found).carry_out(package().uri, **wanted)
+            self._desk(found).carry_out(**wanted)
         return revision.id
 
     def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
@@ -172,7 +187,7 @@ class Deployments:
             raise DriverError(what, fix="route to it when it is ready")
         if shares != found.traffic:
             config = {**found.config, "traffic": shares}
-            self._desk(found).carry_out(config["package"], gate=config)
+            self._desk(found).carry_out(gate=config)
 
     def retire(self, name: str, revision: RevisionId) -> None:
         """End a revision that has no traffic."""
@@ -180,7 +195,7 @@ class Deployments:
         if found.traffic.get(revision):
             raise SpecError(f"the revision {revision!r} of {name!r} has traffic", fix="route its traffic elsewhere first")
         if revision in found.revisions:
-            self._desk(found).carry_out(package().uri, gone=[f"{found.app}.{revision}"])
+            self._desk(found).carry_out(gone=[f"{found.app}.{revision}"])
 
     def inspect(self, name: str) -> DeploymentStatus:
         """Say what the dashboard says."""
@@ -191,17 +206,18 @@ class Deployments:
         """End the gate and all revisions; the kept payloads go with them."""
         found = self._find(name)
         if found.names:
-            self._desk(found).carry_out(package().uri, gone=found.names)
+            self._desk(found).carry_out(gone=found.names)
 
     def metrics(self, name: str) -> Iterator[Metric]:
-        """Read what each replica counts."""
+        """Read what each gate and each replica counts."""
         from prometheus_client.parser import text_string_to_metric_families
 
         found = self._find(name)
-        for text in self._desk(found).metrics(_ready(found)):
+        for who, text in self._desk(found).metrics(_ready(found)):
+            label = {"instance": who} if who else {}
             for family in text_string_to_metric_families(text):
                 for sample in family.samples:
-                    yield Metric(sample.name, sample.value, sample.labels)
+                    yield Metric(sample.name, sample.value, {**label, **sample.labels})
 
     def samples(self, name: str, since: float, limit: int) -> Iterable[Sample]:
         """Read the kept rows of each replica."""
@@ -237,7 +253,7 @@ def gate_config(app: str, revision: Revision, known: Mapping[str, Any]) -> dict[
     max_body = int(_option(revision.argv, "--max-body") or _DEFAULTS.max_body)
     timeout = float(_option(revision.argv, "--timeout") or _DEFAULTS.timeout)
     limits = {"max_body": max_body, "timeout": timeout + _LONGER}
-    return {"traffic": {}, "package": package().uri, **limits, **digests}
+    return {"traffic": {}, "versions": {}, "package": package().uri, **limits, **digests}
 
 
 def revision_order(revision: Revision) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class Desk:
         """Where the deployment is asked."""
         return f"{self._address}/{self._app}"
 
-    def carry_out(self, package: str, **parts: Any) -> None:
+    def carry_out(self, **parts: Any) -> None:
         """Have an order carried out, and return when it is.
 
         Raises
@@ -89,8 +89,9 @@ class Desk:
         """
         now = settings.current()
         port = urlsplit(now.ray_serve_address).port or _PORT
-        order = {"app": self._app, "package": package, "port": port, "fast": now.ray_ingress == "fast", **parts}
+        order = {"app": self._app, "port": port, "fast": now.ray_ingress == "fast", **parts}
         key = desk_key(self._app)
+        bring_package(self._api)
         try:
             answer = self._ask("orders", key, json.dumps(order).encode()) if self._answers else None
         except OSError:  # who reaches the dashboard need not reach Ray Serve
@@ -104,7 +105,6 @@ class Desk:
         words = json.dumps(order, sort_keys=True).encode()
         submission = f"{self._app}-{hashlib.sha256(words).hexdigest()[:12]}"  # the same order is one job, whoever gives it
         argv = ("-m", "cloudai.serving.ray.orders", base64.b64encode(words).decode())
-        bring_package(self._api)
         answer = self._api.post("/api/jobs/", job_request(Job(self._app, argv, needs=Needs(cpus=0)), submission))
         if not answer.ok and not self._api.get(job_path(submission)).ok:
             raise failed(f"take an order for {self._app!r}", answer)
@@ -130,10 +130,12 @@ class Desk:
             time.sleep(_POLL)
         raise DriverError(f"the Ray cluster takes too long to change {self._app!r}", fix="see whether it has room for a job")
 
-    def metrics(self, revisions: Sequence[str]) -> list[str]:
-        """Return what each replica of these revisions counts, in Prometheus' format."""
-        texts: list[str] = self._read("metrics", revisions).json() if revisions else []
-        return texts
+    def metrics(self, revisions: Sequence[str]) -> list[tuple[str, str]]:
+        """Return what the gates and the replicas of these revisions count, in Prometheus' format, each with who counts.
+
+        That is empty where it stands in the text itself.
+        """
+        return [(str(who), str(text)) for who, text in self._read("metrics", revisions).json()] if revisions else []
 
     def samples(self, revisions: Sequence[str], since: float, limit: int) -> Iterator[tuple[str, bytes]]:
         """Yield the files of kept rows, each with ``revision/replica``."""

@@ -12,6 +12,9 @@ import hashlib
 import hmac
 import json
 import logging
+import secrets
+import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qs
@@ -21,6 +24,7 @@ from safetensors.numpy import save
 
 from cloudai.serving.access import OPEN_PATHS
 from cloudai.serving.asgi import AGAIN, Application, Asked, Exchange, HttpError, Receive, Send, json_bytes
+from cloudai.serving.metrics import RouterMetrics, exposition
 from cloudai.serving.routes import RouteTable
 
 __all__ = ["GateApplication", "GateConfig", "Revisions", "UnavailableError"]
@@ -29,6 +33,7 @@ _MAX_IN_FLIGHT = 1024
 _DESK = "/internal/"
 """What begins so is asked by the driver alone, with a key of its own."""
 _MAX_ORDER = 1 << 20
+_LOST_CLIENT = 499  # nginx's code for it
 _logger = logging.getLogger(__name__)
 
 
@@ -51,7 +56,7 @@ class Revisions(Protocol):
         ...
 
     async def ask_all(self, revision: str, method: str, *arguments: Any) -> list[Any]:
-        """Call a method of each replica, and return what those who answer in time say."""
+        """Call a method of each replica, and return what those who answer in time say; of no revision, of each gate."""
         ...
 
 
@@ -110,6 +115,8 @@ class GateApplication(Application):
         self._max_body, self._timeout = max_body, timeout
         self._config: GateConfig | None = None
         self._in_flight = 0
+        self._metrics = RouterMetrics(in_flight=lambda: self._in_flight)
+        self._instance = f"{socket.gethostname()}/gate-{secrets.token_hex(4)}"
 
     @property
     def in_flight(self) -> int:
@@ -120,6 +127,10 @@ class GateApplication(Application):
         """Go by another configuration from the next request on."""
         self._config = GateConfig(value)
         _logger.info("traffic: %s", self._config.table.traffic)
+
+    def count(self) -> tuple[str, str]:
+        """Return who counts here, and what was counted, in Prometheus' format."""
+        return self._instance, exposition(self._metrics.registry, "")[0].decode()
 
     async def start(self) -> None:
         """Nothing to do."""
@@ -153,14 +164,14 @@ class GateApplication(Application):
         return self._config.table if self._config else RouteTable({}, {})
 
     async def answer(self, exchange: Exchange) -> None:
-        """Answer what is asked of the gate itself, and send the rest of ``/v2`` on."""
+        """Answer what is asked of the gate itself, and send the rest of ``/v2`` and ``/v1`` on."""
         path = exchange.path
         if path == "/v2/health/live":
             await exchange.reply(200, json_bytes({"live": True}))
         elif path == "/v2/health/ready":
             ready = bool(self._table.traffic)
             await exchange.reply(200 if ready else 503, json_bytes({"ready": ready, "live": True}))
-        elif path == "/v2" or (path.startswith("/v2/") and ".." not in path.split("/")):
+        elif path == "/v2" or (path.startswith(("/v2/", "/v1/")) and ".." not in path.split("/")):
             await self._route(exchange)
         elif path.startswith(_DESK):
             await self._serve_driver(exchange)
@@ -180,23 +191,28 @@ class GateApplication(Application):
 
     async def _route(self, exchange: Exchange) -> None:
         """Send the request to the chosen revision, or to the next one if that has no replica that takes it."""
-        revision, busy = "", False
+        begun, code, revision, busy = time.perf_counter(), _LOST_CLIENT, "", False
         try:
             with self._admitted():
                 body = await exchange.read(self._max_body)
                 for revision in self._table.choose(exchange.id):  # after the body: meanwhile the traffic may have been moved
                     try:
-                        return await self._send_on(exchange, revision, body)
+                        code = await self._send_on(exchange, revision, body)
+                        return
                     except UnavailableError as error:
                         _logger.warning("the revision %s: %s", revision, error)
                         if busy := error.busy:
                             break
                 raise _nobody(self._table, busy=busy)
         except HttpError as error:
+            code = error.status
             error.headers = (*error.headers, *_revision_header(revision))
             raise
+        finally:
+            self._metrics.routed(revision, code, time.perf_counter() - begun)
 
-    async def _send_on(self, exchange: Exchange, revision: str, body: bytes) -> None:
+    async def _send_on(self, exchange: Exchange, revision: str, body: bytes) -> int:
+        """Pass request and answer on, and return the status."""
         answer = self._revisions.ask(revision, _told(exchange), body)
         try:
             async with asyncio.timeout(self._timeout):  # until it begins: how long a stream may go on is the server's to say
@@ -205,6 +221,7 @@ class GateApplication(Application):
             async for part in answer:
                 await exchange.write(part, more=True)
             await exchange.write(b"", more=False)
+            return int(status)
         except TimeoutError:
             what = f"the revision {revision} did not answer within {self._timeout:g} s"
             raise HttpError(504, what, fix="send fewer rows, or raise the timeout") from None
@@ -221,8 +238,12 @@ class GateApplication(Application):
             await asyncio.to_thread(self._carry_out, order)
             await exchange.reply(200, b"{}")
         elif exchange.path == f"{_DESK}metrics":
-            texts = await asyncio.gather(*(self._revisions.ask_all(revision, "metrics") for revision in revisions))
-            await exchange.reply(200, json_bytes([text for replicas in texts for text in replicas]))
+            gates, *texts = await asyncio.gather(
+                self._revisions.ask_all("", "count"),
+                *(self._revisions.ask_all(revision, "metrics") for revision in revisions),
+            )
+            counted = [*gates, *(("", text) for replicas in texts for text in replicas)]
+            await exchange.reply(200, json_bytes(counted))
         elif exchange.path == f"{_DESK}samples":
             since, limit = float(asked["since"][0]), int(asked["limit"][0])
             found = await asyncio.gather(*(self._revisions.ask_all(rev, "samples", since, limit) for rev in revisions))

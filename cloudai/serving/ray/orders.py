@@ -3,9 +3,10 @@
 An order is JSON. Its parts are all optional but ``app``:
 
 - ``app``: the deployment's own Serve application, with the gate;
-- ``package``: where Ray keeps the package of the cloudai that gave the order; what is started runs by that one;
-- ``gate``: what the gate is to go by from now on (see `GateConfig`), its ``package``, ``max_body`` and ``timeout``;
-- ``revision``: ``id``, ``argv``, ``env``, ``resources``, ``scaling`` and ``max_in_flight``, which is to be brought up;
+- ``gate``: what the gate is to go by from now on (see `GateConfig`), its ``max_body`` and ``timeout``, and its ``package``: where
+  Ray keeps the cloudai that it runs by;
+- ``revision``: ``id``, ``argv``, ``env``, ``resources``, ``scaling`` and ``max_in_flight`` of what is to be brought up, and its
+  ``version``: its package and, after ``#``, which start of it is meant, so that a known one is only scaled;
 - ``gone``: names of Serve applications that are to end;
 - ``port`` and ``fast``: where Ray Serve is to listen, and whether by its fast ingress, if it does not run yet.
 """
@@ -79,16 +80,17 @@ def _bring_up(target: serve.Application, name: str) -> None:
 
 def _revision(order: Mapping[str, Any]) -> serve.Application:
     revision = order["revision"]
+    package = revision["version"].partition("#")[0]
     made = _deployment(Replica).options(
         name=_REVISION,
-        ray_actor_options={**revision["resources"], "runtime_env": _runtime_env(order, revision["env"])},
+        ray_actor_options={**revision["resources"], "runtime_env": _runtime_env(order, package, revision["env"])},
         max_ongoing_requests=revision["max_in_flight"],
         max_queued_requests=revision["max_in_flight"],
         max_constructor_retry_count=_TRIES,
         **_WELL,
         **_scaling(**revision["scaling"]),
     )
-    target: serve.Application = made.bind(revision["argv"])
+    target: serve.Application = _of_version(made, revision["version"]).bind(revision["argv"])
     return target
 
 
@@ -108,7 +110,7 @@ def _gate(order: Mapping[str, Any]) -> serve.Application:
     made = _deployment(serve.ingress()(Gate)).options(
         name=_GATE,
         num_replicas=_GATES if _machines() > 1 else 1,
-        ray_actor_options={"num_cpus": 0, "runtime_env": _runtime_env({**order, "package": gate["package"]}, {})},
+        ray_actor_options={"num_cpus": 0, "runtime_env": _runtime_env(order, gate["package"], {})},
         max_ongoing_requests=_MOST_AT_THE_GATE,
         user_config=gate,
         **_WELL,
@@ -118,10 +120,10 @@ def _gate(order: Mapping[str, Any]) -> serve.Application:
 
 
 def _of_version(made: Any, version: str) -> Any:
-    """Let Ray Serve tell a running gate of its new configuration, and not replace it.
+    """Let Ray Serve tell what runs in this version of its new configuration, and not replace it.
 
     It does so for configurations given to its REST interface, where each such gives all applications of the cluster at once,
-    others' too. For single ones it keeps versions to itself: should it not take ours any more, gates are replaced one by one.
+    others' too. For single ones it keeps versions to itself: should it not take ours any more, replicas are replaced in turn.
     """
     try:
         return made.options(version=version, _internal=True)
@@ -133,8 +135,8 @@ def _machines() -> int:
     return sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
 
 
-def _runtime_env(order: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
-    return {"working_dir": order["package"], "env_vars": {**env, **(_FAST if order["fast"] else {})}}
+def _runtime_env(order: Mapping[str, Any], package: str, env: Mapping[str, str]) -> dict[str, Any]:
+    return {"working_dir": package, "env_vars": {**env, **(_FAST if order["fast"] else {})}}
 
 
 class Gate:
@@ -147,6 +149,10 @@ class Gate:
     def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Go by another configuration: Ray Serve calls it at the start and after each change."""
         self._application.configure(config)
+
+    def count(self) -> tuple[str, str]:
+        """Return who counts here, and what was counted."""
+        return self._application.count()
 
     def __serve_build_asgi_app__(self) -> Any:
         async def application(scope: Any, receive: Any, send: Any) -> None:  # uvicorn takes a function for ASGI 3, no method
@@ -184,7 +190,8 @@ class _Handles:
             raise ConnectionError(f"{error!r}"[:300]) from None
 
     async def ask_all(self, revision: str, method: str, *arguments: Any) -> list[Any]:
-        calls = self._handle(revision).broadcast(method, *arguments)
+        handle = self._handle(revision) if revision else serve.get_deployment_handle(_GATE, self._app)
+        calls = handle.broadcast(method, *arguments)
         said = await calls.results_async(timeout_s=_BROADCAST_PATIENCE, return_exceptions=True)
         return [value for value in said if not isinstance(value, BaseException)]
 

@@ -38,6 +38,8 @@ class Replicas:
         yield b"!"
 
     async def ask_all(self, revision, method, *arguments):
+        if not revision:
+            return [self.gate.count()]
         return [f"{method} of {revision}"] if method == "metrics" else [[b"one", b"two"], [b"three"]]
 
 
@@ -46,6 +48,7 @@ def gate(replicas, orders=None, **options):
         replicas, (orders if orders is not None else []).append, **{"max_body": 100, "timeout": 5.0, **options}
     )
     made.configure(CONFIG)
+    replicas.gate = made
     return made
 
 
@@ -106,7 +109,7 @@ def test_the_driver_gives_orders_and_reads_how_replicas_fare():
     assert ask(application, "/internal/orders", token=KEY, body=b'{"app": "x"}')[0] == 200
     assert orders == [{"app": "x"}]
     metrics = ask(application, "/internal/metrics", token=KEY, method="GET", query=b"revision=a&revision=b")[2]
-    assert json.loads(metrics) == ["metrics of a", "metrics of b"]
+    assert json.loads(metrics) == [list(application.count()), ["", "metrics of a"], ["", "metrics of b"]]
     samples = load(ask(application, "/internal/samples", token=KEY, method="GET", query=b"revision=a&since=0.5&limit=9")[2])
     assert {name: bytes(content) for name, content in samples.items()} == {"a/0/0": b"one", "a/0/1": b"two", "a/1/0": b"three"}
     assert ask(application, "/internal/else", token=KEY)[0] == 404
@@ -138,6 +141,20 @@ def test_what_is_too_much_or_too_late_is_said():
     status, headers, body = ask(gate(Replicas(a=broken, b=broken)))
     assert (status, headers[b"retry-after"]) == (503, b"1")
     assert b"broke off" in body
+
+
+def test_each_gate_counts_by_revision_and_status_what_it_sent_on():
+    replicas = Replicas(b=ConnectionError("it died"))
+    application = gate(replicas)
+    chosen = [RouteTable({}, {"a": 60.0, "b": 40.0}).choose(f"r{number}")[0] for number in range(30)]
+    for number in range(30):
+        ask(application, x_request_id=f"r{number}")
+    ask(application, token="wrong")
+    _, text = application.count()
+    assert f'cloudai_requests_total{{code="200",revision="a"}} {float(chosen.count("a"))}' in text
+    assert f'cloudai_requests_total{{code="503",revision="b"}} {float(chosen.count("b"))}' in text
+    assert 'cloudai_request_duration_seconds_bucket{le="+Inf",revision="a"}' in text
+    assert "401" not in text
 
 
 def test_a_new_table_holds_from_the_next_request_on():
