@@ -16,6 +16,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import parse_qs
 
@@ -27,7 +28,7 @@ from cloudai.serving.asgi import AGAIN, Application, Asked, Exchange, HttpError,
 from cloudai.serving.metrics import RouterMetrics, exposition
 from cloudai.serving.routes import RouteTable
 
-__all__ = ["GateApplication", "GateConfig", "Revisions", "UnavailableError"]
+__all__ = ["Begun", "GateApplication", "GateConfig", "Revisions", "UnavailableError"]
 
 _MAX_IN_FLIGHT = 1024
 _DESK = "/internal/"
@@ -45,11 +46,22 @@ class UnavailableError(Exception):
         self.busy = busy
 
 
+@dataclass(frozen=True)
+class Begun:
+    """How an answer begins: most are whole with it, and cross the cluster in one piece."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    more: bool
+    """Whether there are further parts of the body."""
+
+
 class Revisions(Protocol):
     """How the gate reaches the replicas."""
 
     def ask(self, revision: str, scope: Mapping[str, Any], body: bytes) -> AsyncIterator[Any]:
-        """Yield the status and the headers of an answer, and then the parts of its body.
+        """Yield `Begun`, and then what there is more of the body.
 
         `UnavailableError` before anything else where no replica takes the request; `ConnectionError` where one broke off.
         """
@@ -216,12 +228,14 @@ class GateApplication(Application):
         answer = self._revisions.ask(revision, _told(exchange), body)
         try:
             async with asyncio.timeout(self._timeout):  # until it begins: how long a stream may go on is the server's to say
-                status, headers = await anext(answer)
-            await exchange.start(status, [*_passed(headers), *_revision_header(revision)])
-            async for part in answer:
-                await exchange.write(part, more=True)
-            await exchange.write(b"", more=False)
-            return int(status)
+                begun: Begun = await anext(answer)
+            await exchange.start(begun.status, [*_passed(begun.headers), *_revision_header(revision)])
+            await exchange.write(begun.body, more=begun.more)
+            if begun.more:
+                async for part in answer:
+                    await exchange.write(part, more=True)
+                await exchange.write(b"", more=False)
+            return begun.status
         except TimeoutError:
             what = f"the revision {revision} did not answer within {self._timeout:g} s"
             raise HttpError(504, what, fix="send fewer rows, or raise the timeout") from None

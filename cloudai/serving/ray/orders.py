@@ -3,8 +3,8 @@
 An order is JSON. Its parts are all optional but ``app``:
 
 - ``app``: the deployment's own Serve application, with the gate;
-- ``gate``: what the gate is to go by from now on (see `GateConfig`), its ``max_body`` and ``timeout``, and its ``package``: where
-  Ray keeps the cloudai that it runs by;
+- ``gate``: what the gate is to go by from now on (see `GateConfig`), its ``max_body`` and ``timeout``, and its ``package``,
+  which is where Ray keeps the cloudai that it runs by;
 - ``revision``: ``id``, ``argv``, ``env``, ``resources``, ``scaling`` and ``max_in_flight`` of what is to be brought up, and its
   ``version``: its package and, after ``#``, which start of it is meant, so that a known one is only scaled;
 - ``gone``: names of Serve applications that are to end;

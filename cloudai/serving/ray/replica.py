@@ -14,12 +14,13 @@ from typing import Any
 
 from cloudai.drivers.samples import file_rows
 from cloudai.serving.asgi import Application
+from cloudai.serving.ray.gate import Begun
 from cloudai.serving.server import application
 from cloudai.specs.confidential import start_log
 
 __all__ = ["Replica", "answered"]
 
-_START, _BODY = "http.response.start", "http.response.body"
+_OVER: dict[str, Any] = {}
 
 
 class Replica:
@@ -49,7 +50,7 @@ class Replica:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def answer(self, scope: Mapping[str, Any], body: bytes) -> AsyncIterator[Any]:
-        """Answer one HTTP request: first its status and headers, then the parts of its body."""
+        """Answer one HTTP request: with `Begun`, and then with what there is more of its body."""
         async for part in answered(self._application, scope, body):
             yield part
 
@@ -64,15 +65,21 @@ class Replica:
 
     async def _ask(self, method: str, path: str) -> bytes:
         scope = {"type": "http", "method": method, "path": path, "query_string": b"", "raw_path": path.encode(), "headers": []}
-        (status, _), *parts = [part async for part in answered(self._application, scope, b"")]
-        if status != 200:
-            raise RuntimeError(f"{path} answered {status}")
-        return b"".join(parts)
+        begun, *more = [part async for part in answered(self._application, scope, b"")]
+        if begun.status != 200:
+            raise RuntimeError(f"{path} answered {begun.status}")
+        return b"".join([begun.body, *more])
 
 
 async def answered(application: Application, scope: Mapping[str, Any], body: bytes) -> AsyncIterator[Any]:
-    """Ask an ASGI application: yield the status with the headers, then each part of the body as it comes."""
-    parts: asyncio.Queue[dict[str, Any]] = asyncio.Queue(maxsize=1)  # so that who writes waits for who reads
+    """Ask an ASGI application: yield how its answer begins, and then each further part of the body as it comes.
+
+    Raises
+    ------
+    RuntimeError
+        If the application ends before its answer does.
+    """
+    parts: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     arrived = asyncio.Event()
 
     async def receive() -> dict[str, Any]:
@@ -82,12 +89,19 @@ async def answered(application: Application, scope: Mapping[str, Any], body: byt
         await asyncio.Event().wait()  # whoever goes away has this work cancelled
         return {"type": "http.disconnect"}
 
+    async def next_part() -> dict[str, Any]:
+        if (message := await parts.get()) is _OVER:
+            raise RuntimeError("the answer broke off")
+        return message
+
     work = asyncio.create_task(application(scope, receive, parts.put))
+    work.add_done_callback(lambda _: parts.put_nowait(_OVER))
     try:
-        while (message := await parts.get())["type"] == _START or message.get("more_body"):
-            yield (message["status"], list(message["headers"])) if message["type"] == _START else message["body"]
-        yield message["body"]
-        await work
+        head, part = await next_part(), await next_part()
+        yield Begun(head["status"], list(head["headers"]), part["body"], part["more_body"])
+        while part["more_body"]:
+            part = await next_part()
+            yield part["body"]
     finally:
         work.cancel()
 

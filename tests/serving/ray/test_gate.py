@@ -9,7 +9,7 @@ import json
 import pytest
 from safetensors.numpy import load
 
-from cloudai.serving.ray.gate import GateApplication, UnavailableError
+from cloudai.serving.ray.gate import Begun, GateApplication, UnavailableError
 from cloudai.serving.routes import RouteTable
 
 TOKEN, KEY = "t" * 32, "k" * 32
@@ -31,10 +31,8 @@ class Replicas:
             raise told
         if told == "never":
             await asyncio.Event().wait()
-        yield 200, [(b"content-type", b"text/plain"), (b"x-request-id", b"inner"), (b"connection", b"close")]
-        yield told.encode()
-        if told == "half":
-            raise ConnectionError("it died")
+        headers = [(b"content-type", b"text/plain"), (b"x-request-id", b"inner"), (b"connection", b"close")]
+        yield Begun(200, headers, told.encode(), more=True)
         yield b"!"
 
     async def ask_all(self, revision, method, *arguments):
