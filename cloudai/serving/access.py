@@ -16,8 +16,8 @@ __all__ = ["HERE", "OPEN_PATHS", "Access"]
 HERE = "127.0.0.1"
 """The only address that a server without a token listens on."""
 
-OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
-"""What anybody may ask: whether the process is up, and ready. Load balancers ask it, and it tells nothing else."""
+OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/docs"})
+"""What anybody may ask: whether the process is up, and ready, which load balancers ask, and a page that knows nothing."""
 
 _LOCAL_NAMES = frozenset({b"127.0.0.1", b"localhost"})
 _logger = logging.getLogger(__name__)

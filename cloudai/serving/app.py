@@ -10,12 +10,12 @@ from typing import Any
 from cloudai import __version__
 from cloudai.display import nearest
 from cloudai.errors import DataError, RequestError
-from cloudai.serving import binary, protocol
+from cloudai.serving import binary, openapi, page, protocol
 from cloudai.serving.asgi import Application, Asked, Call, Exchange, ExpressLane, Headers, HttpError, json_bytes
 from cloudai.serving.metrics import ServerMetrics, exposition
 from cloudai.serving.service import ModelService, Place
 
-__all__ = ["Handler", "Inference", "ModelApplication"]
+__all__ = ["Handler", "Inference", "ModelApplication", "show_page"]
 
 Handler = Callable[[Exchange], Awaitable[None]]
 Routes = Mapping[str, tuple[str, Handler]]
@@ -33,14 +33,22 @@ class ModelApplication(Application):
         The models. Of several versions of one name, the first answers where no version is asked for.
     check : callable
         Refuses a request that may not be answered.
+    needs_token : bool
+        Whether that asks for a token; the description of the interface says so.
     more : sequence of mappings
         Further paths, with their method and handler.
     """
 
     def __init__(
-        self, services: Sequence[ModelService], *, check: Callable[[Asked], None], more: Sequence[Routes] = ()
+        self,
+        services: Sequence[ModelService],
+        *,
+        check: Callable[[Asked], None],
+        needs_token: bool,
+        more: Sequence[Routes] = (),
     ) -> None:
         super().__init__(check=check)
+        self.needs_token = needs_token
         self._services = tuple(services)
         self._metrics = ServerMetrics(service.metrics for service in services)
         self._express: dict[bytes, Callable[[Call], Inference]] = {}
@@ -94,6 +102,8 @@ class ModelApplication(Application):
             "/v2/health/live": ("GET", self._live),
             "/v2/health/ready": ("GET", self._ready),
             "/metrics": ("GET", self._show_metrics),
+            "/docs": ("GET", show_page),
+            "/openapi.json": ("GET", self._openapi),
             "/internal/flush": ("POST", self._flush),
         }
         for service in reversed(self._services):
@@ -130,10 +140,19 @@ class ModelApplication(Application):
         text, kind = exposition(self._metrics.registry, (exchange.header(b"accept") or b"").decode("latin-1"))
         await exchange.reply(200, text, kind=kind)
 
+    async def _openapi(self, exchange: Exchange) -> None:
+        models = [(service.name, service.version, service.signature, service.example) for service in self._services]
+        await exchange.reply(200, json_bytes(openapi.document(models, needs_token=self.needs_token)))
+
     async def _flush(self, exchange: Exchange) -> None:
         for service in self._services:
             await service.flush_samples()
         await exchange.reply(200, b"{}")
+
+
+async def show_page(exchange: Exchange) -> None:
+    """Answer the page on which a person can try a model."""
+    await exchange.reply(200, page.PAGE, kind="text/html; charset=utf-8", headers=page.PAGE_HEADERS)
 
 
 class _ModelFace:

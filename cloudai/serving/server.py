@@ -15,6 +15,7 @@ from typing import NoReturn
 import numpy as np
 from pydantic import Field
 
+from cloudai import settings
 from cloudai.serving.access import Access
 from cloudai.serving.app import ModelApplication
 from cloudai.serving.asgi import Asked
@@ -23,7 +24,7 @@ from cloudai.serving.events import EventLog
 from cloudai.serving.process import ProcessOptions, errors_in_two_lines, read_arguments, run
 from cloudai.serving.samples import SampleLog
 from cloudai.serving.service import ModelService
-from cloudai.specs.serving import ServerLimits
+from cloudai.specs.serving import Runtime, ServerLimits
 from cloudai.specs.units import Bytes
 
 __all__ = ["Models", "ServerOptions", "application", "main", "opened", "serve"]
@@ -33,6 +34,7 @@ class ServerOptions(ProcessOptions, ServerLimits):
     """How a model is served."""
 
     name: str = Field(default="", description="the model's name in URLs and metrics; by default its own")
+    runtime: Runtime = Field(default="auto", description="what runs torch models: onnx, torch, or what is best")
     threads: int = Field(
         default=min(4, os.cpu_count() or 1), ge=1, le=256, description="how many requests are computed at the same time"
     )
@@ -60,12 +62,15 @@ def serve(servable: Servable, options: ServerOptions, *, example: Example | None
 
 def _run(models: Models, options: ServerOptions) -> NoReturn:
     def make(port: int, access: Access) -> ModelApplication:
-        return application(models, options, instance=f"{options.host}:{port}", check=access.check)
+        where = f"{options.host}:{port}"
+        return application(models, options, instance=where, check=access.check, needs_token=access.path is not None)
 
     run(make, options, state_file="server.json")
 
 
-def application(models: Models, options: ServerOptions, *, instance: str, check: Callable[[Asked], None]) -> ModelApplication:
+def application(
+    models: Models, options: ServerOptions, *, instance: str, check: Callable[[Asked], None], needs_token: bool
+) -> ModelApplication:
     """Make the application that answers for some models, in whatever process it then runs."""
     one = len(models) == 1
     services = []
@@ -82,7 +87,7 @@ def application(models: Models, options: ServerOptions, *, instance: str, check:
             open_samples=_samples(options, folder, name, servable.version),
         )
         services.append(service)
-    return ModelApplication(services, check=check)
+    return ModelApplication(services, check=check, needs_token=needs_token)
 
 
 def _samples(options: ServerOptions, folder: Path, name: str, version: str) -> Callable[[Callable[[int], None]], SampleLog]:
@@ -102,11 +107,13 @@ def opened(arguments: Sequence[str] | None = None) -> tuple[Models, ServerOption
     )
     parser.add_argument("--digest", default=[], action="append", help="the digest that the model must have, in the same order")
     options, asked = read_arguments(ServerOptions, parser, arguments)
+    from cloudai.artifacts import runtimes
     from cloudai.artifacts.model import Model
 
     digests = itertools.chain(asked.digest, itertools.repeat(""))
     models = [Model.open(uri, digest) for uri, digest in zip(asked.model, digests, strict=False)]
-    return [(model.servable(), model.example) for model in models], options
+    cache = settings.current().home / "cache" / "onnx"
+    return [(runtimes.loaded(model, options.runtime, cache), model.example) for model in models], options
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

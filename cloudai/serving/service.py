@@ -71,6 +71,7 @@ class ModelService:
     ) -> None:
         _check_signature(servable.name, servable.signature)
         self.name, self.version, self.signature = name, servable.version, servable.signature
+        self.example = example
         self.limits = limits
         self.about = {"model.name": name, "model.version": servable.version}
         """What traces say of its requests."""

@@ -1,8 +1,8 @@
 """OpenTelemetry traces of what a server or router answers, where somebody asked for them.
 
 It is on where the environment says so in OpenTelemetry's own words: ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or
-``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``) names a collector, and ``OTEL_SDK_DISABLED`` is not ``true``.
-``OTEL_TRACES_SAMPLER`` and its argument say how many; by default, whatever the caller's ``traceparent`` says, and all of what has none. Names follow
+``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``) names a collector, and ``OTEL_SDK_DISABLED`` is not ``true``. ``OTEL_TRACES_SAMPLER``
+and its argument say how many; by default, whatever the caller's ``traceparent`` says, and all of what has none. Names follow
 OpenTelemetry's conventions for HTTP servers; what they lack for inference begins with ``ml.``.
 """
 

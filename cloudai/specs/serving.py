@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from cloudai.specs.resources import Resources
@@ -9,7 +11,11 @@ from cloudai.specs.training import Name
 from cloudai.specs.units import Bytes, Seconds
 from cloudai.specs.validation import Spec
 
-__all__ = ["DeploySpec", "ServerLimits"]
+__all__ = ["DeploySpec", "Runtime", "ServerLimits"]
+
+
+Runtime = Literal["auto", "onnx", "torch"]
+"""What runs torch models in service: ONNX Runtime, torch, or the first where it can and answers the same."""
 
 
 class ServerLimits(Spec):

@@ -113,4 +113,5 @@ def _opened(argv: Sequence[str], folder: Path) -> Application:
         models, options = opened([*argv[2:], "--state", str(folder)])
     except SystemExit as error:  # it would end the replica without a word
         raise RuntimeError(f"the server ended: {error}") from None
-    return application(models, options, instance=f"{socket.gethostname()}/{folder.name}", check=lambda exchange: None)
+    where = f"{socket.gethostname()}/{folder.name}"
+    return application(models, options, instance=where, check=lambda exchange: None, needs_token=True)
