@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -144,15 +145,15 @@ class _Advance:
         found = self.driver.inspect(self.spec.name)
         up = {str(revision.id): revision for revision in found.revisions}
         crashes = {rev: n for rev, n in self.record.status.get("crashes", {}).items() if rev not in up or not up[rev].ready}
-        renewed = self._renewed_token()
+        untold = self._untold()
         for revision in sorted(rollout.kept):
-            if renewed or revision not in up or not up[revision].replicas or not found.pids:
+            if untold or revision not in up or not up[revision].replicas or not found.pids:
                 if crashes.get(revision, 0) >= _MOST_CRASHES:
                     continue
                 crashes[revision] = crashes.get(revision, 0) + (revision in up and not up[revision].replicas)
                 self._apply(revision, models[revision])
-        if renewed:
-            self._observe(self.record.phase, {"token": renewed})
+        if untold:
+            self._observe(self.record.phase, {"told": untold})
         observed = {revision.id: revision.traffic for revision in found.revisions if revision.traffic}
         wanted = {revision: share for revision, share in rollout.traffic.items() if share}
         if observed != wanted and all(revision in up and up[revision].ready for revision in wanted):
@@ -163,13 +164,13 @@ class _Advance:
                 self.driver.retire(self.spec.name, left.id)
         self._note(found, rollout, crashes)
 
-    def _renewed_token(self) -> str:
-        """Return the digest of a token that a place elsewhere has not been told of; servers here read the token's file."""
+    def _untold(self) -> str:
+        """Return what a place elsewhere has not been told of: another token, or another number of replicas."""
         path = token_path(self.ledger.home, self.spec.name)
-        if self.driver.capabilities.here or not path.exists():
+        if self.driver.capabilities.here or not path.exists():  # servers here read the token's file by themselves
             return ""
-        digest = token_digest(read_token(path))
-        return digest if digest != self.record.status.get("token") else ""
+        wanted = json.dumps([token_digest(read_token(path)), self.record.desired.get("autoscaling")])
+        return wanted if wanted != self.record.status.get("told") else ""
 
     def _apply(self, revision: str, model: Mapping[str, str]) -> None:
         limits, token = self.spec.limits, token_path(self.ledger.home, self.spec.name)
