@@ -32,6 +32,8 @@ _DEFAULTS = ServerLimits()
 _ANSWERING = ("RUNNING", "UPDATING")
 _LOCAL_OPTIONS = ("--token-file", "--lease-file")
 """Options of a server that name files of this machine."""
+_FIRST = 60.0
+"""Seconds that the dashboard has to say what Ray Serve has: for the first such question it connects to its own cluster."""
 _LONGER = 5.0
 """Seconds that the gate waits longer than a server, which says why it is late."""
 
@@ -154,7 +156,7 @@ class Deployments:
         self._api = api
 
     def _find(self, name: str) -> Found:
-        return Found(submission_of(name), self._api.read("/api/serve/applications/"))
+        return Found(submission_of(name), self._api.read("/api/serve/applications/", patience=_FIRST))
 
     def _desk(self, found: Found) -> Desk:
         return Desk(self._api, found.app, found.port, answers=found.answers)
