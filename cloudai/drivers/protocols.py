@@ -31,6 +31,7 @@ __all__ = [
     "RevisionId",
     "RevisionStatus",
     "Sample",
+    "ScaleDriver",
     "Scaling",
     "ServeDriver",
     "TelemetryDriver",
@@ -62,7 +63,7 @@ class Capabilities:
     """Whether `ServeDriver.route` takes shares of the requests that are mirrored to other revisions."""
     scale_to_zero: bool = False
     autoscaling: Literal["no", "asked", "own"] = "no"
-    """Who changes the number of replicas: nobody, cloudai by `ServeDriver.scale`, or the place itself by `Revision.scaling`."""
+    """Who changes the number of replicas: nobody, cloudai by `ScaleDriver.scale`, or the place itself by `Revision.scaling`."""
     here: bool = False
     """It runs on this machine and in this environment, so what it lacks is known at once and a verb can say so."""
     elsewhere: bool = False
@@ -299,17 +300,6 @@ class ServeDriver(Driver, Protocol):
         """
         ...
 
-    def scale(self, name: str, revision: RevisionId, replicas: int) -> None:
-        """Let a revision have so many replicas; called again it replaces those that have died, and changes nothing else.
-
-        Asked only where `Capabilities.autoscaling` is "asked". A replica too many answers what it has taken on and ends. The
-        traffic stays as it is: replicas get requests as soon as they are ready. With none, where `scale_to_zero` is claimed,
-        a revision counts as ready: requests to it wait, and are in its `ongoing`, until it is scaled up.
-
-        `SpecError` where there can be no such number, `DriverError` where there is no such revision.
-        """
-        ...
-
     def route(
         self,
         name: str,
@@ -346,6 +336,22 @@ class ServeDriver(Driver, Protocol):
 
     def delete(self, name: str) -> None:
         """End the deployment and all its revisions; repeatable. Of its name, a new one begins with nothing."""
+        ...
+
+
+@runtime_checkable
+class ScaleDriver(ServeDriver, Protocol):
+    """A driver that is told how many replicas a revision has: one whose `Capabilities.autoscaling` is "asked"."""
+
+    def scale(self, name: str, revision: RevisionId, replicas: int) -> None:
+        """Let a revision have so many replicas; called again it replaces those that have died, and changes nothing else.
+
+        A replica too many answers what it has taken on and ends. The
+        traffic stays as it is: replicas get requests as soon as they are ready. With none, where `scale_to_zero` is claimed,
+        a revision counts as ready: requests to it wait, and are in its `ongoing`, until it is scaled up.
+
+        `SpecError` where there can be no such number, `DriverError` where there is no such revision.
+        """
         ...
 
 

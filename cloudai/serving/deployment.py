@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -121,13 +121,17 @@ class Deployment(Handle):
         NotReadyError
             If the time is over first.
         """
+        self._wait_for(self._settled, timeout)
+        return self._not_rolled_back()
+
+    def _wait_for(self, there: Callable[[], bool], timeout: float) -> None:
         clock = self._ledger.clock
         deadline = clock.now() + timeout
         try:
             while True:
                 self.refresh()
-                if self._settled() or (self._deleting and self.ended):
-                    return self._not_rolled_back()
+                if there() or (self._deleting and self.ended):
+                    return
                 if self.ended or (self.phase == "failing" and self._heard):
                     raise self._failure()
                 if clock.now() > deadline:
@@ -135,7 +139,6 @@ class Deployment(Handle):
                 clock.pause(_POLL)
         except KeyboardInterrupt:
             sys.stderr.write(f"Stopped waiting; {self.name} goes on. Come back: cloudai.attach({self.ref!r})\n")
-            return self
 
     def _not_rolled_back(self) -> Deployment:
         progress = self.progress
@@ -169,6 +172,9 @@ class Deployment(Handle):
         there = self.traffic == routing.traffic and routing.split.kept <= ready and not routing.rolling
         return there and self._heard and self.phase == "ready" and not self._deleting
 
+    def _answers(self) -> bool:
+        return bool(self.url) and self.phase in ("ready", "updating")
+
     def _failure(self) -> RunFailedError:
         status = self._record.status
         reason = status.get("reason") or "it was deleted"
@@ -199,7 +205,7 @@ class Deployment(Handle):
             If the service does not become ready within a minute.
         """
         if not self.url:
-            self.wait(_PREDICT_WAIT)
+            self._wait_for(self._answers, _PREDICT_WAIT)
         if self.ended:
             raise NotReadyError(f"the deployment {self.name!r} is {self.phase}", fix="deploy the model again")
         arrays = arrays_for(self.model.signature, data, self.model.features)

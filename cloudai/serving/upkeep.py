@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
-from cloudai.drivers.protocols import DeploymentStatus, RevisionId, RevisionStatus, ServeDriver
+from cloudai.drivers.protocols import DeploymentStatus, RevisionId, RevisionStatus, ScaleDriver, ServeDriver
 from cloudai.serving.autoscaling import Observation, Scale, due, initial, step
 from cloudai.serving.split import Split
 from cloudai.specs.serving import AutoscalingPolicy
@@ -64,7 +64,7 @@ class Upkeep:
     """
 
     def __init__(self, driver: ServeDriver, policy: AutoscalingPolicy, known: Mapping[str, Any]) -> None:
-        self._driver, self._policy = driver, policy
+        self._driver, self._policy = cast(ScaleDriver, driver), policy
         self._asked = driver.capabilities.autoscaling == "asked"
         self._known = {revision: _Tended.of(data, policy) for revision, data in known.items()}
 
