@@ -143,8 +143,9 @@ class Deployment(Handle):
     def _not_rolled_back(self) -> Deployment:
         progress = self.progress
         if progress is not None and progress.phase == "rolled back":
-            what = f"{self._canary_asked} was rolled back: {progress.reason}"
-            raise RunFailedError(what, fix=progress.numbers or "mend it and try it again")
+            numbers = f" ({progress.numbers})" if progress.numbers else ""
+            what = f"{self._canary_asked} was rolled back: {progress.reason}{numbers}"
+            raise RunFailedError(what, fix="mend it and try the next version; print the deployment to see all guards")
         return self
 
     def _too_long(self) -> NotReadyError:
