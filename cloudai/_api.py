@@ -209,7 +209,8 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
     **options
         ``name`` (by default the model's), ``on`` (the driver), ``port``, ``grpc_port`` (0 takes a free one; without it gRPC is
         not spoken), ``host`` (the address to listen on, by default this machine only), ``tls`` (a `Tls`), ``resources`` (of one
-        replica), ``limits``, ``autoscaling`` (how many replicas; one by default) and ``lease`` (how long it stays up when no live handle renews it; ``None`` for ever).
+        replica), ``limits``, ``autoscaling`` (how many replicas; one by default) and ``lease`` (how long it stays up when no
+        live handle renews it; ``None`` for ever).
 
     Raises
     ------

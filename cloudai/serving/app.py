@@ -278,7 +278,8 @@ class _AsgiCall(Call):
     __slots__ = ("answer",)
 
     def __init__(self, exchange: Exchange) -> None:
-        super().__init__(exchange.path, exchange.scope["headers"])
+        super().__init__(exchange.path, exchange.headers)
+        self.url = exchange.path.encode()
         self.id = exchange.id
         self.answer: asyncio.Future[tuple[int, bytes, str, Headers]] = asyncio.get_running_loop().create_future()
 

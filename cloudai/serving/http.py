@@ -65,7 +65,8 @@ class _Call(Call):
     disconnected = False
 
     def __init__(self, protocol: _Protocol, path: bytes, headers: list[tuple[bytes, bytes]], *, keep_alive: bool) -> None:
-        super().__init__(path.decode("ascii"), headers)
+        super().__init__(path.partition(b"?")[0].decode("ascii"), headers)
+        self.url = path
         self.keep_alive = keep_alive
         self.response_complete = False
         self.express: Express | None = None

@@ -89,15 +89,24 @@ class Replicas:
     @contextlib.contextmanager
     def asked(self, port: int) -> Iterator[None]:
         """Count a request at a replica for the length of the block."""
-        self._busy[port] += 1
+        self.begin(port)
         try:
             yield
         finally:
-            self._busy[port] -= 1
-            if not self._busy[port]:
-                del self._busy[port]
+            self.end(port)
 
-    def silent(self, port: int) -> None:
-        """Note that nobody listens there."""
-        now = self._clock()
-        self._silent = {known: at for known, at in self._silent.items() if now - at < _SHUNNED} | {port: now}
+    def begin(self, port: int) -> None:
+        """Count a request at a replica."""
+        self._busy[port] += 1
+
+    def end(self, port: int) -> None:
+        """Count it no more."""
+        self._busy[port] -= 1
+        if not self._busy[port]:
+            del self._busy[port]
+
+    def silent(self, port: int) -> bool:
+        """Note that nobody listens there; returns whether that is news."""
+        now, known = self._clock(), self._is_silent(port)
+        self._silent = {other: at for other, at in self._silent.items() if now - at < _SHUNNED} | {port: now}
+        return not known

@@ -29,6 +29,7 @@ from cloudai.serving.replicas import Load, Replicas
 from cloudai.serving.routes import RouteFile, RouteTable
 from cloudai.serving.wakeup import WaitingRoom
 from cloudai.specs.units import Seconds
+from cloudai.state import news
 
 __all__ = ["RouterApplication", "RouterOptions", "main"]
 
@@ -172,7 +173,8 @@ class RouterApplication(Application):
                 code = await self._proxy(exchange, revision, port, body, asked.deadline)
             if code is not None:
                 return code
-            self._replicas.silent(port)
+            if self._replicas.silent(port) and self._options.news_file is not None:
+                news.tell(self._options.news_file)  # so that it is replaced at once, and not at the supervisor's next look
         return None
 
     @contextlib.contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import threading
 from urllib.parse import urlsplit
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -87,38 +89,67 @@ def is_whole(deployment, without):
     return deployment.phase == "ready" and row["ready_replicas"] == 2 and without not in row["pids"]
 
 
-def test_kills_cost_only_what_was_being_computed(home):
-    deployment = cloudai.deploy(model(), autoscaling=cloudai.AutoscalingPolicy.fixed(2)).wait(60)
+@contextlib.contextmanager
+def costs(load, *, most, only):
+    """Count the requests that fail while the block runs and until the load goes on."""
+    before = len(load.failed)
+    yield
+    load.goes_on()
+    lost = load.failed[before:]
+    assert set(lost) <= only, lost
+    assert len(lost) <= most, lost
+
+
+BROKEN = {"RemoteDisconnected", "ConnectionResetError", "IncompleteRead"}
+"""What a client sees when its connection ends; never that it is refused."""
+
+
+def test_kills_cost_only_what_was_being_computed_and_nobody_needs_a_supervisor_to_be_woken_up(home):
+    deployment = cloudai.deploy(model(), autoscaling=cloudai.AutoscalingPolicy.fixed(2), lease="3m").wait(60)
     assert deployment.revisions[0]["ready_replicas"] == 2
     with Load(deployment) as load:
         load.goes_on()
-        victim = min(pids_of(deployment))
-        kill(victim)
-        wait_until(lambda: is_whole(deployment, victim), what="the replica's successor")
-        load.goes_on()
-        assert set(load.failed) <= {503}, "only those whose answer the killed replica was computing"
-        assert len(load.failed) <= CLIENTS
-
-        before, router = len(load.failed), deployment._record.status["router"][0]
-        kill(router)
-        load.goes_on()
-        lost = load.failed[before:]
-        assert set(lost) <= {"RemoteDisconnected", "ConnectionResetError", "IncompleteRead"}, "never refused"
-        assert len(lost) <= CLIENTS, "only those that it was passing on"
-        wait_until(lambda: deployment.refresh() or deployment._record.status["router"] not in ([], [router]))
-
-        before, victim, supervisor = len(load.failed), min(pids_of(deployment)), supervisor_pid(home)
-        kill(supervisor)
-        kill(victim)
-        wait_until(lambda: is_whole(deployment, victim), what="the replica's successor")
-        load.goes_on()
-        assert set(load.failed[before:]) <= {503}
-        assert len(load.failed[before:]) <= CLIENTS
+        router = deployment._record.status["router"]
+        with costs(load, most=CLIENTS, only=BROKEN):
+            kill(router[0])
+        wait_until(lambda: deployment.refresh() or deployment._record.status["router"] not in ([], router))
+        victim, supervisor = min(pids_of(deployment)), supervisor_pid(home)
+        with costs(load, most=CLIENTS, only={503}):
+            kill(supervisor)
+            kill(victim)
+            wait_until(lambda: is_whole(deployment, victim), what="the replica's successor")
         assert supervisor_pid(home) not in (None, supervisor)
+
+    deployment.scale(cloudai.AutoscalingPolicy(min_replicas=0, downscale_delay="1s"))
+    wait_until(lambda: not pids_of(deployment), what="sleep")
+    handles._handles.clear()  # nobody but the router is left who could start a supervisor
+    kill(supervisor_pid(home))
+    assert Load(deployment).ask() == 200
+    assert supervisor_pid(home) is not None
     deployment.delete()
 
 
-def test_a_deployment_sleeps_and_is_woken_up_by_a_request_though_nobody_supervises(home):
+@pytest.mark.slow
+def test_each_replica_may_die_under_load(home):
+    deployment = cloudai.deploy(model(), autoscaling=cloudai.AutoscalingPolicy.fixed(2)).wait(60)
+    with Load(deployment) as load:
+        load.goes_on()
+        for _ in range(4):
+            victim = min(pids_of(deployment))
+            with costs(load, most=CLIENTS, only={503}):
+                kill(victim)
+                wait_until(lambda victim=victim: is_whole(deployment, victim), what="the replica's successor")
+        before, before_pids = len(load.failed), deployment._record.status["router"]
+        keeper = psutil.Process(before_pids[0]).ppid()
+        kill(keeper)  # the only one that takes the port with it: until the supervisor looks, clients are refused
+        wait_until(lambda: deployment.refresh() or deployment._record.status["router"] not in ([], before_pids))
+        load.goes_on()
+        assert set(load.failed[before:]) <= {*BROKEN, "ConnectionRefusedError"}
+    deployment.delete()
+
+
+@pytest.mark.slow
+def test_a_deployment_sleeps_and_is_woken_up_by_requests_which_all_are_answered(home):
     policy = cloudai.AutoscalingPolicy(min_replicas=0, max_replicas=2, downscale_delay="1s")
     deployment = cloudai.deploy(model(), autoscaling=policy, lease="3m").wait(60)
     assert pids_of(deployment), "it shows first that it can start"
@@ -135,10 +166,6 @@ def test_a_deployment_sleeps_and_is_woken_up_by_a_request_though_nobody_supervis
     assert pids_of(deployment)
     wait_until(lambda: not pids_of(deployment), what="sleep again")
 
-    handles._handles.clear()  # nobody but the router is left who could start a supervisor
-    kill(supervisor_pid(home))
-    assert Load(deployment).ask() == 200
-    assert supervisor_pid(home) is not None
     deployment.delete()
 
 

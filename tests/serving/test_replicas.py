@@ -36,7 +36,8 @@ def test_ties_are_broken_by_chance():
 def test_one_that_is_silent_is_asked_last_for_a_while():
     clock = Clock()
     replicas = Replicas(clock)
-    replicas.silent(1)
+    assert replicas.silent(1)
+    assert not replicas.silent(1), "that is known"
     with replicas.asked(2):
         assert list(replicas.in_order([1, 2])) == [2, 1]
         clock.now += 1.5

@@ -26,7 +26,8 @@ def sleeping(start, tmp_path):
     router = start.router(news_file=news, max_waiting=3, timeout=8)
     router.route({"v1": 100}, {"v1": []})
     router.wait_until_ready()
-    news.unlink()  # that it is there
+    wait_until(news.exists)
+    news.unlink()  # that it is there itself
     return router, news
 
 
@@ -128,9 +129,10 @@ def test_the_last_replica_has_died_and_its_successor_is_waited_for(start, sleepi
     assert metric(router, "cloudai_cold_starts_total{") == 0, "that is no cold start"
 
 
-def test_while_another_revision_answers_nobody_waits_for_a_dead_one(start, sleeping, server):
-    router, _ = sleeping
+def test_while_another_revision_answers_nobody_waits_for_a_dead_one_but_the_supervisor_is_told(start, sleeping, server):
+    router, news = sleeping
     mortal = start.server("mortal").wait_until_ready()
     router.route({"dead": 50, "v1": 50}, {"dead": mortal, "v1": server})
     mortal.kill()
-    assert {router.infer([[1, 0]]).headers["x-cloudai-revision"] for _ in range(10)} == {"v1"}
+    assert {router.infer([[1, 0]]).headers["x-cloudai-revision"] for _ in range(20)} == {"v1"}
+    assert news.exists()
