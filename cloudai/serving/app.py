@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from cloudai import __version__
@@ -12,14 +12,14 @@ from cloudai.display import nearest
 from cloudai.errors import DataError, RequestError
 from cloudai.serving import binary, openapi, page, protocol
 from cloudai.serving.asgi import PROTOBUF, Application, Asked, Call, Exchange, ExpressLane, Headers, HttpError, json_bytes
+from cloudai.serving.faces import Face
 from cloudai.serving.metrics import ServerMetrics, exposition
 from cloudai.serving.service import ModelService, Place
+from cloudai.serving.shadow import HEADER as SHADOW
 
 __all__ = ["Handler", "Inference", "ModelApplication", "show_page"]
 
 Handler = Callable[[Exchange], Awaitable[None]]
-Routes = Mapping[str, tuple[str, Handler]]
-
 _EXTENSIONS = ["binary_tensor_data"]
 _JSON, _OCTETS = b"application/json", b"application/octet-stream"
 
@@ -35,8 +35,8 @@ class ModelApplication(Application):
         Refuses a request that may not be answered.
     needs_token : bool
         Whether that asks for a token; the description of the interface says so.
-    more : sequence of mappings
-        Further paths, with their method and handler.
+    faces : sequence of Face
+        What it speaks beside the Open Inference Protocol.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ModelApplication(Application):
         *,
         check: Callable[[Asked], None],
         needs_token: bool,
-        more: Sequence[Routes] = (),
+        faces: Sequence[Face] = (),
     ) -> None:
         super().__init__(check=check)
         self.needs_token = needs_token
@@ -53,8 +53,10 @@ class ModelApplication(Application):
         self._metrics = ServerMetrics(service.metrics for service in services)
         self._express: dict[bytes, Callable[[Call], Inference]] = {}
         self._routes = self._table()
-        for routes in more:
-            self._routes |= routes
+        self._faces = tuple(faces)
+        for face in self._faces:
+            self._metrics.registry.register(face.registry)
+            self._routes |= {path: (method, self._taken(handler)) for path, (method, handler) in face.routes().items()}
 
     @property
     def in_flight(self) -> int:
@@ -67,7 +69,9 @@ class ModelApplication(Application):
         return self._express
 
     async def start(self) -> None:
-        """Nothing to do: the models are in memory already."""
+        """Start the faces; the models are in memory already."""
+        for face in self._faces:
+            await face.start()
 
     def abandon(self) -> None:
         """Refuse what is still being worked on: the time to end is over."""
@@ -75,7 +79,9 @@ class ModelApplication(Application):
             service.abandon()
 
     async def stop(self) -> None:
-        """Write the last samples."""
+        """End the faces, and write the last samples."""
+        for face in self._faces:
+            await face.close()
         for service in self._services:
             await service.stop()
 
@@ -115,6 +121,13 @@ class ModelApplication(Application):
                 routes[f"{path}/infer"] = ("POST", model.infer)
                 self._express[f"{path}/infer".encode()] = model.open
         return routes
+
+    def _taken(self, handler: Handler) -> Handler:
+        async def answer(exchange: Exchange) -> None:
+            self.check_accepting()
+            await handler(exchange)
+
+        return answer
 
     def _unknown(self, path: str) -> HttpError:
         here = ", ".join(f"{service.name} {service.version}" for service in self._services)
@@ -243,7 +256,7 @@ class Inference:
             self._place.refuse(HttpError(400, error.what, fix=error.fix))
         else:
             self._call.notes = {**self._service.about, "rows": self._request.rows}
-            self._place.ask(self._request, self._call.id)
+            self._place.ask(self._request, self._call.id, keep=self._call.header(SHADOW) is None)
 
     def refuse(self, error: HttpError) -> None:
         """End with this error."""

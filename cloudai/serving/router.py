@@ -1,7 +1,8 @@
 """The router: one process and one stable port for a deployment, in front of its revisions.
 
 ``python -m cloudai.serving.router --state FOLDER`` reads ``FOLDER/routes.json`` (see `RouteTable`) again whenever it is
-replaced, from the next request on, and writes ``FOLDER/router.json``. Only ``/v2`` is forwarded, with the client's token.
+replaced, from the next request on, and writes ``FOLDER/router.json``. Only ``/v2`` and ``/v1`` are forwarded, with the
+client's token.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import io
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import aiohttp
@@ -23,10 +24,13 @@ from yarl import URL
 
 from cloudai.serving.access import Access
 from cloudai.serving.asgi import AGAIN, Application, Exchange, HttpError, json_bytes
-from cloudai.serving.metrics import RouterMetrics, exposition
+from cloudai.serving.metrics import exposition
 from cloudai.serving.process import ProcessOptions, errors_in_two_lines, read_arguments, run
 from cloudai.serving.replicas import Load, Replicas
+from cloudai.serving.router_metrics import RouterMetrics
 from cloudai.serving.routes import RouteFile, RouteTable
+from cloudai.serving.shadow import HEADER as SHADOW
+from cloudai.serving.shadow import Answered, Mirror
 from cloudai.serving.wakeup import WaitingRoom
 from cloudai.specs.units import Seconds
 from cloudai.state import news
@@ -45,7 +49,7 @@ _HOP_BY_HOP = {
     b"transfer-encoding",
     b"upgrade",
 }  # RFC 9110, section 7.6.1
-_NOT_FORWARDED = _HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-request-id"}
+_NOT_FORWARDED = _HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-request-id", SHADOW}
 _NOT_RETURNED = _HOP_BY_HOP | {b"date", b"server", b"x-request-id", b"x-cloudai-revision"}
 _logger = logging.getLogger(__name__)
 
@@ -56,7 +60,7 @@ class RouterOptions(ProcessOptions):
     max_in_flight: int = Field(default=1024, ge=1, description="requests at once; more are answered 429")
     max_waiting: int = Field(default=256, ge=0, description="requests that wait for a replica; more are answered 429")
     timeout: Seconds = Field(
-        default=35.0, description="seconds for one request; longer than the servers', so that they say why"
+        default=35.0, description="seconds in which no part of an answer comes; longer than the servers', so that they say why"
     )
 
 
@@ -73,6 +77,7 @@ class RouterApplication(Application):
         self._room = WaitingRoom(self._ports, options.news_file, most=options.max_waiting)
         self._metrics = RouterMetrics(in_flight=lambda: self.in_flight, waiting=self._room.waiting.total)
         self._room.on_cold_start = self._metrics.cold_started
+        self._mirror = Mirror(self._metrics)
 
     @property
     def in_flight(self) -> int:
@@ -90,6 +95,7 @@ class RouterApplication(Application):
 
     async def stop(self) -> None:
         """Close the pool."""
+        await self._mirror.stop()
         await self._session.close()
 
     def describe(self) -> dict[str, Any]:
@@ -97,7 +103,7 @@ class RouterApplication(Application):
         return {"ready": not self.draining}
 
     async def answer(self, exchange: Exchange) -> None:
-        """Answer what is asked of the router itself, forward the rest of ``/v2``."""
+        """Answer what is asked of the router itself, forward the rest of ``/v2`` and ``/v1``."""
         path = exchange.path
         if path == "/v2/health/live":
             await exchange.reply(200, json_bytes({"live": True}))
@@ -109,7 +115,7 @@ class RouterApplication(Application):
             await exchange.reply(200, text, kind=kind)
         elif path == "/internal/ongoing" and exchange.method == "GET":
             await exchange.reply(200, json_bytes(self._ongoing()))
-        elif path == "/v2" or (path.startswith("/v2/") and ".." not in path.split("/")):
+        elif path == "/v2" or (path.startswith(("/v2/", "/v1/")) and ".." not in path.split("/")):
             await self._route(exchange)
         else:
             raise HttpError(404, f"there is nothing at {path[:200]}", fix="the protocol begins at /v2")
@@ -138,7 +144,8 @@ class RouterApplication(Application):
         try:
             with self._admitted():
                 body = await exchange.read(self._options.max_body)
-                asked.code = await self._forward(exchange, body, asked)
+                async with _while_it_pays(exchange):
+                    asked.code = await self._forward(exchange, body, asked)
         except HttpError as error:
             asked.code = error.status
             error.headers = (*error.headers, *_revision_header(asked.revision))
@@ -150,7 +157,8 @@ class RouterApplication(Application):
         """Have a replica of the chosen revision answer, or of the next one if nobody listens there; wait where nobody does."""
         while True:
             table = self._table()  # after the body: during a slow upload the traffic may have been moved
-            chosen = table.choose(exchange.id)
+            chosen = table.choose(exchange.id, _sticky_key(exchange, table))
+            asked.shadow = table.shadow
             for revision in chosen:
                 asked.revision = revision
                 with self._working_for(revision):
@@ -170,7 +178,7 @@ class RouterApplication(Application):
         """Return the status that a replica answered; None if none of them listens."""
         for port in self._replicas.in_order(ports):
             with self._replicas.asked(port):
-                code = await self._proxy(exchange, revision, port, body, asked.deadline)
+                code = await self._proxy(exchange, revision, port, body, asked)
             if code is not None:
                 return code
             if self._replicas.silent(port) and self._options.news_file is not None:
@@ -190,7 +198,7 @@ class RouterApplication(Application):
         """Return how busy each revision is; who waits counts at once, and not only over time."""
         return {revision: max(load.mean(), self._room.waiting[revision]) for revision, load in self._loads.items()}
 
-    async def _proxy(self, exchange: Exchange, revision: str, port: int, body: bytes, deadline: float) -> int | None:
+    async def _proxy(self, exchange: Exchange, revision: str, port: int, body: bytes, asked: _Asked) -> int | None:
         """Pass request and answer on and return the status; None if nothing was sent because nobody listens."""
         try:
             async with self._session.request(
@@ -199,15 +207,21 @@ class RouterApplication(Application):
                 headers=_forwarded(exchange),
                 data=io.BytesIO(body) if body else None,
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=max(0.001, deadline - asyncio.get_running_loop().time())),
+                timeout=self._patience(exchange, asked),
             ) as answer:
                 chunk = await answer.content.readany()  # before the head: a revision that dies here still gives a clean 503
                 headers = _passed(answer.raw_headers, _NOT_RETURNED)
                 await exchange.start(answer.status, [*headers, *_revision_header(revision)])
+                mirrored, kept = self._mirror.drawn(exchange, revision, asked.shadow), list[bytes]()
                 while chunk:
                     await exchange.write(chunk, more=True)
+                    if mirrored:
+                        kept.append(chunk)
                     chunk = await answer.content.readany()
                 await exchange.write(b"", more=False)
+                if mirrored and answer.status == 200:
+                    answered = Answered(200, b"".join(kept), _json_bytes(answer))
+                    self._mirror.send(mirrored, answered, lambda: self._ask_again(exchange, mirrored, body))
                 return answer.status
         except TimeoutError:
             what = f"the revision {revision} did not answer within {self._options.timeout:g} s"
@@ -217,8 +231,40 @@ class RouterApplication(Application):
             return None
         except aiohttp.ClientError as error:
             _logger.warning("request %s: the revision %s broke off: %r", exchange.id, revision, error)
+            self._metrics.broke(revision)
             what = f"the revision {revision} broke off"
             raise HttpError(503, what, fix="send the request again if it may be computed twice", headers=AGAIN) from None
+
+    def _patience(self, exchange: Exchange, asked: _Asked) -> aiohttp.ClientTimeout:
+        """Return how long a revision may take: a text as long as it goes on being written, all else until the deadline."""
+        if exchange.path.startswith("/v1/"):
+            return aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=self._options.timeout)
+        return aiohttp.ClientTimeout(total=max(0.001, asked.deadline - asyncio.get_running_loop().time()))
+
+    async def _ask_again(self, exchange: Exchange, revision: str, body: bytes) -> Answered | None:
+        """Ask a mirrored request; None where nobody is there any more who could answer."""
+        headers = [*_forwarded(exchange), (SHADOW.decode(), "1")]
+        for port in self._replicas.in_order(self._ports(revision) or ()):
+            try:
+                with self._replicas.asked(port):
+                    async with self._session.request(
+                        "POST", _url(exchange, port), headers=headers, data=io.BytesIO(body)
+                    ) as answer:
+                        return Answered(answer.status, await answer.read(), _json_bytes(answer))
+            except aiohttp.ClientConnectorError:
+                continue
+            except aiohttp.ClientConnectionError:
+                return None
+        return None
+
+
+def _json_bytes(answer: aiohttp.ClientResponse) -> int | None:
+    length = answer.headers.get("inference-header-content-length", "")
+    return int(length) if length.isdigit() else None
+
+
+def _sticky_key(exchange: Exchange, table: RouteTable) -> str:
+    return (exchange.header(table.sticky.encode()) or b"").decode("latin-1") if table.sticky else ""
 
 
 @dataclass
@@ -230,8 +276,15 @@ class _Asked:
     """In the event loop's time."""
     revision: str = ""
     """The last one that was asked."""
+    shadow: Mapping[str, float] = field(default_factory=dict)
+    """The shares of requests that are mirrored, by revision."""
     code: int = 499
     """The status of the answer; 499 is nginx's code for a client that went away."""
+
+
+def _while_it_pays(exchange: Exchange) -> contextlib.AbstractAsyncContextManager[None]:
+    """Break off a text, which takes long, when its client goes away; for other requests to look costs more than it saves."""
+    return exchange.attended() if exchange.path.startswith("/v1/") else contextlib.nullcontext()
 
 
 def _url(exchange: Exchange, port: int) -> URL:
