@@ -10,7 +10,7 @@ from types import EllipsisType
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 from cloudai import settings
-from cloudai._asked import TrainOptions, made_up_name, refuse_unknown, require, train_spec
+from cloudai._asked import TrainOptions, made_up_name, refuse_unknown, refuse_unset, require, train_spec
 from cloudai.artifacts.known import find_model
 from cloudai.artifacts.model import Model
 from cloudai.artifacts.store import Store
@@ -30,7 +30,7 @@ from cloudai.planning.trials import at_once, estimate_trials
 from cloudai.serving.advance import advance as advance_deployment
 from cloudai.serving.advance import due as deployment_due
 from cloudai.serving.advance import needs_of as deployment_needs
-from cloudai.serving.deployment import Deployment, deployment_spending, model_entry, revision_id
+from cloudai.serving.deployment import Deployment, check_reach, deployment_spending, model_entry, revision_id
 from cloudai.serving.exposure import check_exposure
 from cloudai.serving.scaling import check_autoscaling
 from cloudai.serving.split import Split
@@ -216,6 +216,8 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
     ------
     SpecError
         If an option is wrong, the port is taken, the files of TLS cannot be used, or there is a deployment of that name.
+    StoreError
+        If the model lies on this machine and would be served on others.
     IntegrityError
         If the model was tampered with.
     """
@@ -229,6 +231,8 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
     values = {key: value for key, value in options.items() if key in asked and value is not None}
     spec = DeploySpec.of(name=name, lease=lease, **values)
     driver = registry.serve_driver(spec.on)
+    refuse_unset(spec.on, settings.current())
+    check_reach(spec.on, model.spec.store if isinstance(model, Run) and not model.ended else entry["uri"])
     check_autoscaling(spec.autoscaling, driver)
     offer = _offer_at_once(driver, deployment_needs(spec))
     if driver.capabilities.here:
@@ -237,8 +241,7 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
             require("gRPC", "serve", "grpc", "google.protobuf")
     check_exposure(spec, driver)
     desired = {"revisions": {revision: entry}, "rollout": Split(revision).to_json(), "offer": offer}
-    anywhere = not driver.capabilities.here
-    record = ledger.replace("deployment", spec.name, spec.model_dump(mode="json"), desired, anywhere=anywhere)
+    record = ledger.replace("deployment", spec.name, spec.model_dump(mode="json"), desired)  # its token is in this home
     ensure_supervisor(ledger.home)
     return Deployment(ledger, record)
 

@@ -159,12 +159,17 @@ def _refuse_scaling(scaling: ScalingPolicy, loop: Loop, work: Work) -> None:
 
 def _refuse_here_only(spec: TrainSpec, now: settings.Settings) -> None:
     """Raise where no cluster is set, and `StoreError` where a worker could not reach the store, a folder of this machine."""
-    if spec.on == "ray" and not now.ray_address:
-        fix = "set ray_address to its dashboard, such as http://127.0.0.1:8265 (CLOUDAI_RAY_ADDRESS)"
-        raise SpecError("no Ray cluster is set", fix=fix)
+    refuse_unset(spec.on, now)
     if registry.train_driver(spec.on).capabilities.elsewhere and is_local(spec.store):
         fix = "set the store to one that both can reach, such as s3://bucket/cloudai (CLOUDAI_STORE)"
         raise StoreError(f"workers on {spec.on!r} run on other machines and cannot reach the store {spec.store}", fix=fix)
+
+
+def refuse_unset(on: str, now: settings.Settings) -> None:
+    """Raise `SpecError` where a driver is asked for that has not been told where its cluster is."""
+    if on == "ray" and not now.ray_address:
+        fix = "set ray_address to its dashboard, such as http://127.0.0.1:8265 (CLOUDAI_RAY_ADDRESS)"
+        raise SpecError("no Ray cluster is set", fix=fix)
 
 
 def _refuse_spot(spec: TrainSpec) -> None:

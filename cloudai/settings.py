@@ -46,6 +46,12 @@ class Settings(Shown):
     ray_address : str
         Where the dashboard of a Ray cluster is, for ``on="ray"``, such as ``http://127.0.0.1:8265``. Its token comes from Ray's
         own ``RAY_AUTH_TOKEN`` or ``RAY_AUTH_TOKEN_PATH``. Default: no cluster.
+    ray_serve_address : str
+        Where deployments on that cluster are asked from here, such as ``http://127.0.0.1:8000``. Default: the dashboard's
+        host, at the port where Ray Serve listens.
+    ray_ingress : str
+        With which ingress Ray Serve begins where cloudai is the first to use it: ``"standard"``, which listens on localhost, or
+        ``"fast"``, which listens on every interface of every machine.
     supervisor_idle : str
         After how long without anything to do the supervisor ends itself.
     sources : Mapping[str, str]
@@ -61,6 +67,8 @@ class Settings(Shown):
     run_lease: str
     deployment_lease: str
     ray_address: str
+    ray_serve_address: str
+    ray_ingress: str
     supervisor_idle: str
     sources: Mapping[str, str] = field(compare=False)
 
@@ -83,6 +91,8 @@ _DEFAULTS: dict[str, Any] = {
     "run_lease": "24h",
     "deployment_lease": "12h",
     "ray_address": "",
+    "ray_serve_address": "",
+    "ray_ingress": "standard",
     "supervisor_idle": "30s",
 }
 NAMES = tuple(f.name for f in fields(Settings) if f.name != "sources")
@@ -159,7 +169,9 @@ def _read(name: str, value: Any, kind: Callable[[Any], Any], source: str) -> Any
         raise SpecError(
             f"the setting {name!r} cannot be {value!r} (from {source})", fix=f"give a value like {_DEFAULTS[name]!r}"
         ) from None
-    if name in ("store", "tracking", "ray_address") and "@" in str(read):
+    if name == "ray_ingress" and read not in ("standard", "fast"):
+        raise SpecError(f"the setting 'ray_ingress' cannot be {read!r} (from {source})", fix="give 'standard' or 'fast'")
+    if name in ("store", "tracking", "ray_address", "ray_serve_address") and "@" in str(read):
         from cloudai.specs.confidential import has_credentials
 
         if has_credentials(str(read)):  # it would be copied into jobs, logs and reprs

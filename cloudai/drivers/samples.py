@@ -9,6 +9,7 @@ n rows) says where each of them ends.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import re
@@ -23,7 +24,7 @@ from safetensors.numpy import save
 
 from cloudai import texts
 
-__all__ = ["Answer", "Arrays", "SampleBlock", "encode", "read_all_samples", "read_samples"]
+__all__ = ["Answer", "Arrays", "SampleBlock", "encode", "file_rows", "read_all_samples", "read_samples"]
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -133,6 +134,23 @@ def read_all_samples(folders: Mapping[str, Path], since: float, limit: int) -> l
     until = times[limit - 1] if len(times) > limit else np.inf
     chosen = ((key, _select(block, block.times <= until)) for key, block in found)
     return [(key, block) for key, block in chosen if len(block.times)]
+
+
+def file_rows(folder: Path, since: float, limit: int) -> list[bytes]:
+    """Return the files, each as it is, that hold the oldest `limit` rows answered after `since`; they may hold others too.
+
+    For a server that sends its rows elsewhere: there, they are laid into a folder of `read_all_samples`.
+    """
+    found: list[bytes] = []
+    rows = 0
+    for path in sorted(folder.glob("*.safetensors")) if limit > 0 else ():
+        if rows >= limit:
+            break
+        count = sum(len(block.times) for block in _read_file(path, since))
+        with contextlib.suppress(FileNotFoundError):  # dropped meanwhile, as the oldest
+            found += [path.read_bytes()] if count else []
+            rows += count
+    return found
 
 
 def _read_file(path: Path, since: float) -> Iterable[SampleBlock]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from cloudai.serving.upkeep import Upkeep, next_change
 from cloudai.specs.confidential import redact, redacted
 from cloudai.specs.serving import DeploySpec
 from cloudai.state.ledger import Ledger, Record
-from cloudai.state.tokens import ensure_token, token_path
+from cloudai.state.tokens import ensure_token, read_token, token_digest, token_path
 
 __all__ = ["advance", "due", "needs_of"]
 
@@ -154,13 +155,16 @@ class _Advance:
         upkeep = Upkeep(self.driver, policy_of(self.record), self.record.status.get("upkeep", {}))
         crashes = {rev: n for rev, n in self.record.status.get("crashes", {}).items() if rev not in up or not up[rev].ready}
         crashes |= {rev: _MOST_CRASHES for rev in up if upkeep.deaths(rev) >= _MOST_CRASHES and not up[rev].ready}
+        untold = self._untold()
         for revision in sorted(split.kept):
             ended = revision in up and not up[revision].replicas and not upkeep.is_asleep(revision)
-            if revision not in up or ended or not found.pids:
+            if untold or revision not in up or ended or not found.pids:
                 if crashes.get(revision, 0) >= _MOST_CRASHES:
                     continue
                 crashes[revision] = crashes.get(revision, 0) + ended
                 self._apply(revision, models[revision])
+        if untold:
+            self._observe(self.record.phase, {"told": untold})
         tended = [revision for revision in found.revisions if crashes.get(revision.id, 0) < _MOST_CRASHES]
         upkeep.tend(self.spec.name, replace(found, revisions=tuple(tended)), split, self.ledger.clock.now())
         if not routing.is_so(found) and all(revision in up and up[revision].ready for revision in routing.traffic):
@@ -170,6 +174,14 @@ class _Advance:
             if left.id not in split.kept and (left.replicas or left.ready) and not left.traffic:
                 self.driver.retire(self.spec.name, left.id)
         self._note(found, routing, crashes, upkeep)
+
+    def _untold(self) -> str:
+        """Return what a place elsewhere has not been told of: another token, or another number of replicas."""
+        path = token_path(self.ledger.home, self.spec.name)
+        if self.driver.capabilities.here or not path.exists():  # servers here read the token's file by themselves
+            return ""
+        wanted = json.dumps([token_digest(read_token(path)), self.record.desired.get("autoscaling")])
+        return wanted if wanted != self.record.status.get("told") else ""
 
     def _apply(self, revision: str, model: Mapping[str, str]) -> None:
         limits, token = self.spec.limits, token_path(self.ledger.home, self.spec.name)

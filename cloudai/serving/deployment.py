@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from cloudai.artifacts.filesystems import is_local
 from cloudai.artifacts.inputs import arrays_for, only_output
 from cloudai.artifacts.known import find_model
 from cloudai.artifacts.model import Model
 from cloudai.display import Card, Table, duration, money
 from cloudai.drivers import registry
-from cloudai.errors import MissingExtraError, NotReadyError, RunFailedError, SpecError
+from cloudai.errors import MissingExtraError, NotReadyError, RunFailedError, SpecError, StoreError
 from cloudai.planning.spending import Span, Spending, spending
 from cloudai.serving import client
 from cloudai.serving.labels import judged
@@ -34,7 +35,7 @@ from cloudai.state.ledger import Ledger, Record
 from cloudai.state.tokens import read_token, renew_token, token_path
 from cloudai.training.run import Run
 
-__all__ = ["Deployment", "revision_id"]
+__all__ = ["Deployment", "check_reach", "revision_id"]
 
 _POLL = 0.05  # seconds between two looks while waiting
 _MOST_ROWS = 1_000_000  # kept predictions that labels are joined with
@@ -258,7 +259,7 @@ class Deployment(Handle):
         return token_path(self._ledger.home, self.name)
 
     def rotate_token(self) -> None:
-        """Make a new token; from the next request on the old one is refused."""
+        """Make a new token; from the next request on the old one is refused, elsewhere from the supervisor's next look on."""
         renew_token(self.token_file)
 
     def canary(
@@ -316,6 +317,7 @@ class Deployment(Handle):
         if model.signature != self.model.signature:
             what = f"{model.name} {model.version} takes and gives {model.signature}"
             raise SpecError(f"{what}, callers of {self.name!r} use {self.model.signature}", fix="deploy it under another name")
+        check_reach(self.spec.on, model.uri)
         revisions: dict[str, Any] = dict(self._record.desired["revisions"])
         revision = revision_id(model, revisions)
         return {**revisions, revision: model_entry(model)}, revision
@@ -521,6 +523,19 @@ def _ready(row: Mapping[str, Any]) -> str:
 def _replicas(row: Mapping[str, Any]) -> str:
     answering = row.get("ready_replicas", 0)
     return f"{row['replicas']}, {answering} ready" if 0 < answering < row["replicas"] else str(row["replicas"])
+
+
+def check_reach(on: str, url: str) -> None:
+    """Refuse a model in a folder of this machine for a place that is others.
+
+    Raises
+    ------
+    StoreError
+        If so.
+    """
+    if registry.get(on).capabilities.elsewhere and is_local(url):
+        fix = "make it where the store is one that both can reach, such as s3://bucket/cloudai (CLOUDAI_STORE)"
+        raise StoreError(f"replicas on {on!r} run on other machines and cannot reach the model in {url}", fix=fix)
 
 
 def deployment_spending(record: Record, now: float) -> Spending:

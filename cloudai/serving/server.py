@@ -18,6 +18,7 @@ from pydantic import Field
 from cloudai import settings
 from cloudai.serving.access import Access
 from cloudai.serving.app import ModelApplication
+from cloudai.serving.asgi import Asked
 from cloudai.serving.engine import Servable
 from cloudai.serving.events import EventLog
 from cloudai.serving.faces import faces_of
@@ -27,7 +28,7 @@ from cloudai.serving.service import ModelService
 from cloudai.specs.serving import Runtime, ServerLimits
 from cloudai.specs.units import Bytes
 
-__all__ = ["ServerOptions", "main", "serve"]
+__all__ = ["Models", "ServerOptions", "application", "main", "opened", "serve"]
 
 
 class ServerOptions(ProcessOptions, ServerLimits):
@@ -44,6 +45,7 @@ class ServerOptions(ProcessOptions, ServerLimits):
 
 
 Example = Mapping[str, np.ndarray]
+Models = Sequence[tuple[Servable, Example | None]]
 
 
 def serve(servable: Servable, options: ServerOptions, *, example: Example | None = None) -> NoReturn:
@@ -56,12 +58,21 @@ def serve(servable: Servable, options: ServerOptions, *, example: Example | None
     example : mapping of str to array, optional
         A few rows that the model takes: it is tried with them before it is ready, and requests are batched where that pays.
     """
-    run(lambda port, access: _application([(servable, example)], options, port, access), options, state_file="server.json")
+    _run([(servable, example)], options)
 
 
-def _application(
-    models: Sequence[tuple[Servable, Example | None]], options: ServerOptions, port: int, access: Access
+def _run(models: Models, options: ServerOptions) -> NoReturn:
+    def make(port: int, access: Access) -> ModelApplication:
+        where = f"{options.host}:{port}"
+        return application(models, options, instance=where, check=access.check, needs_token=access.path is not None)
+
+    run(make, options, state_file="server.json")
+
+
+def application(
+    models: Models, options: ServerOptions, *, instance: str, check: Callable[[Asked], None], needs_token: bool
 ) -> ModelApplication:
+    """Make the application that answers for some models, in whatever process it then runs."""
     one = len(models) == 1
     services = []
     for servable, example in models:
@@ -73,12 +84,12 @@ def _application(
             name=name,
             limits=options,
             threads=options.threads,
-            instance=options.instance or f"{options.host}:{port}",
+            instance=options.instance or instance,
             open_samples=_samples(options, folder, name, servable.version),
         )
         services.append(service)
     faces = faces_of(models[0][0], services[0]) if one else []  # of several models none could have /v1 for itself
-    return ModelApplication(services, check=access.check, needs_token=access.path is not None, faces=faces)
+    return ModelApplication(services, check=check, needs_token=needs_token, faces=faces)
 
 
 def _samples(options: ServerOptions, folder: Path, name: str, version: str) -> Callable[[Callable[[int], None]], SampleLog]:
@@ -90,23 +101,28 @@ def _samples(options: ServerOptions, folder: Path, name: str, version: str) -> C
     return open_log
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Serve the models of some folders or URLs."""
+def opened(arguments: Sequence[str] | None = None) -> tuple[Models, ServerOptions]:
+    """Read a command line and open the models that it names, folders or URLs."""
     parser = argparse.ArgumentParser("python -m cloudai.serving.server")
     parser.add_argument(
         "--model", required=True, action="append", help="folder or fsspec URL of a model; given again, another model or version"
     )
     parser.add_argument("--digest", default=[], action="append", help="the digest that the model must have, in the same order")
-    with errors_in_two_lines():
-        options, asked = read_arguments(ServerOptions, parser, arguments)
-        from cloudai.artifacts import runtimes
-        from cloudai.artifacts.model import Model
+    options, asked = read_arguments(ServerOptions, parser, arguments)
+    from cloudai.artifacts import runtimes
+    from cloudai.artifacts.model import Model
 
-        digests = itertools.chain(asked.digest, itertools.repeat(""))
-        models = [Model.open(uri, digest) for uri, digest in zip(asked.model, digests, strict=False)]
-        cache = settings.current().home / "cache" / "onnx"
-        ready = [(runtimes.loaded(model, options.runtime, cache), model.example) for model in models]
-    run(lambda port, access: _application(ready, options, port, access), options, state_file="server.json")
+    digests = itertools.chain(asked.digest, itertools.repeat(""))
+    models = [Model.open(uri, digest) for uri, digest in zip(asked.model, digests, strict=False)]
+    cache = settings.current().home / "cache" / "onnx"
+    return [(runtimes.loaded(model, options.runtime, cache), model.example) for model in models], options
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Serve the models of some folders or URLs."""
+    with errors_in_two_lines():
+        models, options = opened(arguments)
+    _run(models, options)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ The token stands in a file of the user's alone and nowhere else: processes are g
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from cloudai.errors import SpecError
 from cloudai.files import private_folder, replace_file
 
-__all__ = ["ensure_token", "read_token", "renew_token", "token_path"]
+__all__ = ["ensure_token", "read_token", "renew_token", "token_digest", "token_path"]
 
 _BYTES = 32
 
@@ -54,3 +55,11 @@ def read_token(path: Path) -> str:
     if len(token) < 16 or not token.isprintable() or " " in token:
         raise SpecError(f"the token file {path} holds no token of 16 letters or more", fix="deployment.rotate_token()")
     return token
+
+
+def token_digest(token: str) -> str:
+    """Return what a server elsewhere is told in a token's place: it can check a token by it, and nobody can tell it from it.
+
+    A plain SHA-256 is enough: a token is 256 random bits, so there is nothing to be guessed.
+    """
+    return hashlib.sha256(token.encode()).hexdigest()

@@ -16,9 +16,9 @@ import numpy as np
 
 from cloudai.artifacts.signature import Signature, TensorSpec
 from cloudai.serving.process import errors_in_two_lines, read_arguments
-from cloudai.serving.server import ServerOptions, serve
+from cloudai.serving.server import Models, ServerOptions, serve
 
-__all__ = ["main"]
+__all__ = ["main", "opened"]
 
 
 class _Numbered:
@@ -35,18 +35,24 @@ class _Numbered:
         return {"answer": np.full(len(inputs["x"]), self._number, "int64")}
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Behave as told."""
+def opened(arguments: Sequence[str] | None = None) -> tuple[Models, ServerOptions]:
+    """Read a command line, and behave as told until there is a model to serve."""
     parser = argparse.ArgumentParser("python -m cloudai.testing.server")
     parser.add_argument("--revision", required=True)
     parser.add_argument("--behave", choices=("ready", "stuck", "crash"), default="ready")
-    with errors_in_two_lines():
-        options, asked = read_arguments(ServerOptions, parser, arguments)
+    options, asked = read_arguments(ServerOptions, parser, arguments)
     if asked.behave == "crash":
         sys.exit("this server crashes, as it was told to")
     while asked.behave == "stuck":
         time.sleep(60)
-    serve(_Numbered(options.name or "numbered", asked.revision), options)
+    return [(_Numbered(options.name or "numbered", asked.revision), None)], options
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Behave as told."""
+    with errors_in_two_lines():
+        ((servable, _),), options = opened(arguments)
+    serve(servable, options)
 
 
 if __name__ == "__main__":

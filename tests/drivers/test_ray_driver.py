@@ -16,7 +16,8 @@ import cloudai
 from cloudai.drivers import registry
 from cloudai.drivers.protocols import Job, JobId, Needs
 from cloudai.drivers.ray.api import Api, RefusedError, check_address, token
-from cloudai.drivers.ray.driver import RayDriver, is_here, job_request, job_status, submission_of, versions_differ
+from cloudai.drivers.ray.driver import RayDriver, is_here, versions_differ
+from cloudai.drivers.ray.jobs import job_request, job_status, submission_of
 from cloudai.drivers.ray.launch import ENVIRONMENT, packed
 from cloudai.drivers.ray.package import package
 from cloudai.errors import DriverError, PlacementError, SpecError, StoreError

@@ -125,19 +125,23 @@ class Api:
         self._host, self._secure = str(parts.hostname), parts.scheme == "https"
         self._port = parts.port or (443 if self._secure else 80)
 
-    def get(self, path: str) -> Answer:
+    def get(self, path: str, *, patience: float = _PATIENCE) -> Answer:
         """Read something."""
-        return self._ask("GET", path)
+        return self._ask("GET", path, patience=patience)
 
     def post(self, path: str, value: Mapping[str, Any] | None = None) -> Answer:
         """Ask for something to be done."""
         return self._ask("POST", path, json.dumps(value or {}).encode(), patience=_LONG)
 
+    def delete(self, path: str) -> Answer:
+        """Let the cluster forget something."""
+        return self._ask("DELETE", path)
+
     def put(self, path: str, data: bytes) -> Answer:
         """Give the cluster a file."""
         return self._ask("PUT", path, data, patience=_LONG)
 
-    def read(self, path: str) -> Any:
+    def read(self, path: str, *, patience: float = _PATIENCE) -> Any:
         """Read something that is there on every cluster.
 
         Raises
@@ -145,7 +149,7 @@ class Api:
         DriverError
             If the cluster does not answer, or not as a cluster does.
         """
-        answer = self.get(path)
+        answer = self.get(path, patience=patience)
         if not answer.ok:
             raise failed(f"read {path}", answer)
         return answer.json()

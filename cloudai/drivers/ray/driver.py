@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
-import shlex
 import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import date
+from datetime import date, datetime
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import psutil
 
 from cloudai import settings
-from cloudai.drivers.capacity import Node, fit, nodes_of, share_of
+from cloudai.drivers.capacity import Node, fit, nodes_of
 from cloudai.drivers.protocols import (
     Capabilities,
+    DeploymentStatus,
     Job,
     JobId,
-    JobPhase,
     JobStatus,
     LogLine,
+    Metric,
     Needs,
     Offer,
+    Percent,
     Problem,
+    Revision,
+    RevisionId,
+    Sample,
 )
 from cloudai.drivers.ray.api import Api, RefusedError, failed, job_path
-from cloudai.drivers.ray.launch import ENVIRONMENT, packed
-from cloudai.drivers.ray.package import package
+from cloudai.drivers.ray.deployments import Deployments
+from cloudai.drivers.ray.jobs import bring_package, job_request, job_status, submission_of
 from cloudai.errors import CloudAIError, DriverError, NotFoundError, PlacementError
 
-__all__ = ["RayDriver", "is_here", "job_request", "job_status", "submission_of", "versions_differ"]
+__all__ = ["RayDriver", "is_here", "versions_differ"]
 
 _OLDEST_RAY = (2, 54)
-_GRACE = "30"
-"""Seconds that a cancelled job has for its last checkpoint; Ray's own 3 are too few."""
+_OLDEST_SERVE = (2, 60)
+"""The oldest Ray whose Serve can ask all replicas of a deployment at once."""
 _POLL = 0.5
 _SHARE_OF_POLL = 20.0
 """Ray gives the whole log each time, so a long one is asked for less often: what takes long is waited for so much longer."""
@@ -46,16 +49,10 @@ _NO_CLUSTER = Problem(
     "set ray_address to its dashboard, such as http://127.0.0.1:8265 (CLOUDAI_RAY_ADDRESS)",
     passing=True,
 )
-_NEVER_BEGUN = {
-    "JOB_SUPERVISOR_ACTOR_START_TIMEOUT": "the cluster had no room for it in time",
-    "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE": "the cluster had no room for it",
-}
-_NO_FAULT = _NEVER_BEGUN | {"JOB_SUPERVISOR_ACTOR_DIED": "the machine that it ran on is gone"}
-"""What ends a job for a reason that is the cluster's, so that it is no failure of the run."""
 
 
 class RayDriver:
-    """Runs jobs on a Ray cluster through its Jobs API.
+    """Runs jobs on a Ray cluster through its Jobs API, and deployments on Ray Serve.
 
     Parameters
     ----------
@@ -72,7 +69,10 @@ class RayDriver:
     def capabilities(self) -> Capabilities:
         """What a cluster can do; whether it sees this machine's files depends on where it is."""
         address = self._address or settings.current().ray_address
-        return Capabilities(train=True, gpu=True, max_workers=4096, elsewhere=bool(address) and not is_here(address))
+        return Capabilities(
+            train=True, serve=True, telemetry=True, gpu=True, max_workers=4096, routing="weights", scale_to_zero=True,
+            autoscaling="own", elsewhere=bool(address) and not is_here(address),
+        )  # fmt: skip
 
     @property
     def _api(self) -> Api:
@@ -116,7 +116,7 @@ class RayDriver:
         if not offer.available:
             raise PlacementError(f"{offer.place!r} cannot be had: {offer.why_not}", fix="ask for offers again")
         self._check_versions(api)
-        _bring_package(api)
+        bring_package(api)
         answer = api.post("/api/jobs/", job_request(job, submission))
         if not answer.ok and not api.get(job_path(submission)).ok:  # another process may have been first
             raise failed(f"take the job {key!r}", answer)
@@ -170,12 +170,45 @@ class RayDriver:
         details: Mapping[str, Any] = answer.json()
         return details
 
-    def _check_versions(self, api: Api) -> None:
+    def _check_versions(self, api: Api, oldest: tuple[int, int] = _OLDEST_RAY) -> None:
         found = api.read("/api/v0/cluster_metadata").get("data") or {}
-        versions_differ(str(found.get("rayVersion", "?")), str(found.get("pythonVersion", "?")))
+        versions_differ(str(found.get("rayVersion", "?")), str(found.get("pythonVersion", "?")), oldest)
+
+    @property
+    def _deployments(self) -> Deployments:
+        return Deployments(self._api)
+
+    def apply(self, name: str, revision: Revision, *, key: str) -> RevisionId:
+        """Let Ray Serve bring a revision up, and the gate in front of it; what is there already is left as it is."""
+        self._check_versions(self._api, _OLDEST_SERVE)
+        return self._deployments.apply(name, revision)
+
+    def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
+        """Let the gate split the traffic otherwise."""
+        self._deployments.route(name, traffic)
+
+    def retire(self, name: str, revision: RevisionId) -> None:
+        """Let Ray Serve drain and end a revision."""
+        self._deployments.retire(name, revision)
+
+    def inspect(self, name: str) -> DeploymentStatus:
+        """Read from the dashboard what Ray Serve has."""
+        return self._deployments.inspect(name)
+
+    def delete(self, name: str) -> None:
+        """Let Ray Serve end the gate and all revisions."""
+        self._deployments.delete(name)
+
+    def metrics(self, name: str, *, since: datetime) -> Iterable[Metric]:
+        """Ask each replica for what it counts, since its own start."""
+        return self._deployments.metrics(name) if since.timestamp() <= time.time() else ()
+
+    def samples(self, name: str, *, since: datetime, limit: int) -> Iterable[Sample]:
+        """Ask each replica for the rows that it has kept."""
+        return self._deployments.samples(name, since.timestamp(), limit)
 
 
-def versions_differ(ray: str, python: str) -> None:
+def versions_differ(ray: str, python: str, oldest: tuple[int, int] = _OLDEST_RAY) -> None:
     """Refuse a cluster whose Ray is too old, or whose Python is another than the one in which code was captured here.
 
     cloudai itself is the same on both sides: each job brings it along.
@@ -186,9 +219,9 @@ def versions_differ(ray: str, python: str) -> None:
         If so, with the versions of both.
     """
     here = platform.python_version()
-    wanted = ".".join(map(str, _OLDEST_RAY))
-    if _numbers(ray) < _OLDEST_RAY:
-        fix = f'pip install --upgrade "ray[default,train]>={wanted}" on all machines of the cluster, and start it again'
+    wanted = ".".join(map(str, oldest))
+    if _numbers(ray) < oldest:
+        fix = f'pip install --upgrade "ray[default,serve,train]>={wanted}" on all machines of the cluster, and start it again'
         raise PlacementError(f"the cluster has Ray {ray}, cloudai needs {wanted} or later", fix=fix)
     if _numbers(python) != sys.version_info[:2]:
         fix = "start the cluster, or this kernel, with the other's Python"
@@ -199,80 +232,6 @@ def _numbers(version: str) -> tuple[int, ...]:
     """Return the first two numbers of a version; (0, 0) where it has none."""
     parts = version.split(".")[:2]
     return tuple(int(part) for part in parts) if len(parts) == 2 and all(part.isdigit() for part in parts) else (0, 0)
-
-
-def job_status(details: Mapping[str, Any]) -> JobStatus:
-    """Read what the Jobs API says of a job."""
-    code = details.get("driver_exit_code")
-    phase, reason = _ending(str(details.get("status")), code, details)
-    exit_code = None if code is None else (128 - code if code < 0 else code)
-    ended = phase not in ("starting", "running")
-    waited = phase == "starting" or details.get("error_type") in _NEVER_BEGUN  # Ray's start is when it was given the job
-    return JobStatus(
-        phase,
-        exit_code,
-        reason,
-        None,
-        None if waited else _seconds(details.get("start_time")),
-        _seconds(details.get("end_time")) if ended else None,
-    )
-
-
-def _ending(status: str, code: int | None, details: Mapping[str, Any]) -> tuple[JobPhase, str]:
-    """Return the phase of a job, and why it ended."""
-    alive: Mapping[str, JobPhase] = {"PENDING": "starting", "RUNNING": "running"}
-    if status in alive:
-        return alive[status], ""
-    if status == "STOPPED":
-        return "cancelled", "cancelled"
-    if status == "SUCCEEDED":
-        return "succeeded", ""
-    kind = str(details.get("error_type") or "")
-    if code is not None:
-        return "failed", f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    message = str(details.get("message") or "it ended without a word").strip().splitlines()[0][:300]
-    if kind == "RUNTIME_ENV_SETUP_FAILURE":
-        return "failed", message
-    return ("preempted", _NO_FAULT[kind]) if kind in _NO_FAULT else ("lost", message)
-
-
-def _seconds(milliseconds: int | None) -> float | None:
-    return None if milliseconds is None else milliseconds / 1000
-
-
-def job_request(job: Job, submission: str) -> dict[str, Any]:
-    """Return what the Jobs API is asked: one worker is the job itself, several are Ray Train's to place."""
-    changed = {name: value for name, value in job.env.items() if "$" in value}
-    plain = {name: value for name, value in job.env.items() if name not in changed}
-    env = {**plain, ENVIRONMENT: packed(changed), "RAY_JOB_STOP_WAIT_TIME_S": _GRACE}
-    request: dict[str, Any] = {
-        "entrypoint": "exec python -m cloudai.drivers.ray.launch " + shlex.join(job.argv),
-        "submission_id": submission,
-        "runtime_env": {"working_dir": package().uri, "env_vars": env},
-        "metadata": {"cloudai": job.name},
-    }
-    if job.needs.workers > 1 or job.needs.elastic:
-        return request
-    share = share_of(job.needs)
-    named = {"CPU": "entrypoint_num_cpus", "GPU": "entrypoint_num_gpus", "memory": "entrypoint_memory"}
-    request |= {named[name]: int(amount) if name == "memory" else amount for name, amount in share.items() if name in named}
-    return request | {"entrypoint_resources": {name: amount for name, amount in share.items() if name not in named}}
-
-
-def _bring_package(api: Api) -> None:
-    """Make sure that the cluster has the package; to ask for it keeps it there for a while."""
-    if api.get(package().path).ok:
-        return
-    answer = api.put(package().path, package().content)
-    if not answer.ok:
-        raise failed("take the package", answer)
-
-
-def submission_of(key: str) -> str:
-    """Return the cluster's id of a job: ledgers share a cluster, and may have runs of the same name."""
-    now = settings.current()
-    ledger = now.ledger or f"{socket.gethostname()}:{now.home}"
-    return f"cloudai-{hashlib.sha256(ledger.encode()).hexdigest()[:12]}-{key}"
 
 
 def _nodes(api: Api) -> list[Node]:
