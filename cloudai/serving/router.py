@@ -23,7 +23,7 @@ from pydantic import Field
 from yarl import URL
 
 from cloudai.serving.access import Access
-from cloudai.serving.asgi import AGAIN, Application, Exchange, HttpError, json_bytes
+from cloudai.serving.asgi import AGAIN, PROTOBUF, Application, Exchange, HttpError, json_bytes
 from cloudai.serving.metrics import exposition
 from cloudai.serving.process import ProcessOptions, errors_in_two_lines, read_arguments, run
 from cloudai.serving.replicas import Load, Replicas
@@ -220,8 +220,9 @@ class RouterApplication(Application):
                     chunk = await answer.content.readany()
                 await exchange.write(b"", more=False)
                 if mirrored and answer.status == 200:
-                    answered = Answered(200, b"".join(kept), _json_bytes(answer))
-                    self._mirror.send(mirrored, answered, lambda: self._ask_again(exchange, mirrored, body))
+                    self._mirror.send(
+                        mirrored, _answered(answer, b"".join(kept)), lambda: self._ask_again(exchange, mirrored, body)
+                    )
                 return answer.status
         except TimeoutError:
             what = f"the revision {revision} did not answer within {self._options.timeout:g} s"
@@ -250,7 +251,7 @@ class RouterApplication(Application):
                     async with self._session.request(
                         "POST", _url(exchange, port), headers=headers, data=io.BytesIO(body)
                     ) as answer:
-                        return Answered(answer.status, await answer.read(), _json_bytes(answer))
+                        return _answered(answer, await answer.read())
             except aiohttp.ClientConnectorError:
                 continue
             except aiohttp.ClientConnectionError:
@@ -258,9 +259,10 @@ class RouterApplication(Application):
         return None
 
 
-def _json_bytes(answer: aiohttp.ClientResponse) -> int | None:
+def _answered(answer: aiohttp.ClientResponse, body: bytes) -> Answered:
     length = answer.headers.get("inference-header-content-length", "")
-    return int(length) if length.isdigit() else None
+    is_message = answer.content_type == PROTOBUF.decode()
+    return Answered(answer.status, body, int(length) if length.isdigit() else None, is_message)
 
 
 def _sticky_key(exchange: Exchange, table: RouteTable) -> str:
