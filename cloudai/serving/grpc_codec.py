@@ -20,7 +20,7 @@ from cloudai.serving.asgi import PROTOBUF
 from cloudai.serving.grpc_messages import ModelInferRequest, ModelInferResponse
 from cloudai.serving.protocol import InferenceRequest, Wanted
 
-__all__ = ["GrpcCodec", "parsed"]
+__all__ = ["GrpcCodec", "decode_answer", "parsed"]
 
 _FIELDS: Mapping[str, str] = {
     "BOOL": "bool_contents",
@@ -104,6 +104,28 @@ class GrpcCodec:
                 elements = [str(text).encode() for text in array.ravel()] if word == "BYTES" else array.ravel().tolist()
                 getattr(tensor.contents, _FIELDS[word]).extend(elements)
         return [message.SerializeToString()], None
+
+
+def decode_answer(body: bytes) -> dict[str, np.ndarray]:
+    """Read the outputs of a ``ModelInferResponse``.
+
+    Raises
+    ------
+    RequestError
+        If it is none.
+    """
+    message = parsed(ModelInferResponse, body)
+    tensors = list(message.raw_output_contents) or [_contents(tensor) for tensor in message.outputs]
+    return {
+        tensor.name: binary.from_bytes(
+            memoryview(data),
+            tuple(tensor.shape),
+            protocol.dtype_named(tensor.datatype),
+            f"output {tensor.name!r}",
+            finite=False,
+        )
+        for tensor, data in zip(message.outputs, tensors, strict=True)
+    }
 
 
 def _fits(spec: TensorSpec, shape: tuple[int, ...]) -> bool:

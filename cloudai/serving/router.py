@@ -23,7 +23,7 @@ from pydantic import Field
 from yarl import URL
 
 from cloudai.serving.access import Access
-from cloudai.serving.asgi import AGAIN, Application, Asked, Call, Exchange, ExpressLane, HttpError, json_bytes
+from cloudai.serving.asgi import AGAIN, PROTOBUF, Application, Asked, Call, Exchange, ExpressLane, HttpError, json_bytes
 from cloudai.serving.deadlines import Deadlines
 from cloudai.serving.forwarding import NOT_FORWARDED, NOT_RETURNED, Forwarding, WholeExchange, passed, revision_header
 from cloudai.serving.metrics import exposition
@@ -289,8 +289,9 @@ class RouterApplication(Application):
                     chunk = await answer.content.readany()
                 await exchange.write(b"", more=False)
                 if mirrored and answer.status == 200:
-                    answered = Answered(200, b"".join(kept), _json_bytes(answer))
-                    self._mirror.send(mirrored, answered, lambda: self._ask_again(exchange, mirrored, body))
+                    self._mirror.send(
+                        mirrored, _answered(answer, b"".join(kept)), lambda: self._ask_again(exchange, mirrored, body)
+                    )
                 return answer.status
         except TimeoutError:
             what = f"the revision {revision} did not answer within {self.options.timeout:g} s"
@@ -319,7 +320,7 @@ class RouterApplication(Application):
                     async with self._session.request(
                         "POST", _url(exchange, port), headers=headers, data=io.BytesIO(body)
                     ) as answer:
-                        return Answered(answer.status, await answer.read(), _json_bytes(answer))
+                        return _answered(answer, await answer.read())
             except aiohttp.ClientConnectorError:
                 continue
             except aiohttp.ClientConnectionError:
@@ -342,9 +343,10 @@ class _Predictions:
         return Forwarding(self._router, call)
 
 
-def _json_bytes(answer: aiohttp.ClientResponse) -> int | None:
+def _answered(answer: aiohttp.ClientResponse, body: bytes) -> Answered:
     length = answer.headers.get("inference-header-content-length", "")
-    return int(length) if length.isdigit() else None
+    is_message = answer.content_type == PROTOBUF.decode()
+    return Answered(answer.status, body, int(length) if length.isdigit() else None, is_message)
 
 
 def _sticky_key(asked: Asked, table: RouteTable) -> str:

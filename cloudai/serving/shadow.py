@@ -31,11 +31,30 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Answered:
-    """An answer: its status, its body, and how many bytes of that are JSON where tensors follow as bytes."""
+    """An answer.
+
+    Attributes
+    ----------
+    json_bytes : int or None
+        How many bytes of the body are JSON, where tensors follow as bytes.
+    is_message : bool
+        Whether the body is a message of gRPC's.
+    """
 
     status: int
     body: bytes
     json_bytes: int | None = None
+    is_message: bool = False
+
+    def outputs(self) -> dict[str, np.ndarray]:
+        """Read the model's outputs."""
+        if self.is_message:
+            from cloudai.serving.grpc_codec import decode_answer
+
+            return decode_answer(self.body)
+        from cloudai.serving.protocol import decode_response
+
+        return decode_response(self.body, self.json_bytes)
 
 
 Ask = Callable[[], Awaitable[Answered | None]]
@@ -110,14 +129,13 @@ def difference(one: Answered, other: Answered) -> float:
     (0.0, 0.25)
     """
     from cloudai.errors import CloudAIError
-    from cloudai.serving.protocol import decode_response
 
     if other.status != 200:
         return math.inf
     if one.body == other.body:
         return 0.0
     try:
-        outputs, others = (decode_response(each.body, each.json_bytes) for each in (one, other))
+        outputs, others = one.outputs(), other.outputs()
     except CloudAIError:
         return math.inf
     if {name: array.shape for name, array in outputs.items()} != {name: array.shape for name, array in others.items()}:

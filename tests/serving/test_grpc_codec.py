@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,8 +13,9 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from cloudai.artifacts.signature import Signature, TensorSpec
 from cloudai.errors import RequestError
-from cloudai.serving.grpc_codec import GrpcCodec
+from cloudai.serving.grpc_codec import GrpcCodec, decode_answer
 from cloudai.serving.protocol import DATATYPES, datatype, dtype_named
+from cloudai.serving.shadow import Answered, difference
 
 TYPED = [dtype for dtype in DATATYPES if dtype != "float16"]
 FIELDS = {"b": "bool_contents", "f4": "fp32_contents", "f8": "fp64_contents", "O": "bytes_contents", "u8": "uint64_contents"}
@@ -70,6 +73,7 @@ def test_each_datatype_comes_and_goes_in_both_forms(dtype, data):
         assert (answer.model_name, answer.model_version, answer.id) == ("m", "1", "mine")
         assert (answer.outputs[0].datatype, list(answer.outputs[0].shape)) == (datatype(dtype), [rows, 2])
         assert elements_of(answer, kind, raw=raw) == array.ravel().tolist()
+        assert decode_answer(body)["y"].tolist() == array.tolist()
 
 
 def elements_of(answer, kind, *, raw):
@@ -118,3 +122,17 @@ def test_any_bytes_are_a_request_or_refused(body):
         codec_for("float32").decode(body)
     except RequestError as error:
         assert error.fix
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_mirrored_call_is_compared_by_its_outputs(raw):
+    signature = Signature((TensorSpec("x", "float32", (-1, 2)),), (TensorSpec("y", "float32", (-1, 2)),))
+    request = GrpcCodec("m", "1", signature).decode(message_for(np.float32([[1, 2]]), "float32", raw=raw))
+
+    def answered(version, *scores):
+        (body,), _ = GrpcCodec("m", version, signature).encode({"y": np.float32([scores])}, request)
+        return Answered(200, body, is_message=True)
+
+    assert difference(answered("1", 0.5, 1), answered("2", 0.5, 1)) == 0
+    assert difference(answered("1", 0.5, 1), answered("2", 0.25, 1)) == 0.25
+    assert difference(answered("1", 0.5, 1), Answered(200, b"\xff", is_message=True)) == math.inf

@@ -147,6 +147,8 @@ def test_an_answer_that_breaks_off_in_the_middle_does_not_look_whole(fleet):
     with raw_backend(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{}") as (port, _):
         router.route({"raw": 100}, {"raw": port})
         assert router.infer([[1, 0]]).status == 503  # of a prediction nothing was passed on yet
+    with raw_backend(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{}") as (port, _):
+        router.route({"raw": 100}, {"raw": port})
         with pytest.raises(http.client.IncompleteRead):
             router.get("/v2/models/scaler")
 

@@ -53,16 +53,8 @@ class Deployments:
         if not (folder / "routes.json").exists():
             write_json(folder / "routes.json", {"traffic": {}, "backends": {}})
         shared = [word for option in _SHARED_OPTIONS for word in _option(revision.argv, option)]
-        argv = [
-            "-m",
-            "cloudai.serving.router",
-            "--state",
-            str(folder),
-            "--port",
-            str(port),
-            *shared,
-            *_steady(revision.router, folder),
-        ]
+        own = ["--state", str(folder), "--port", str(port), *_steady(revision.router, folder)]
+        argv = ["-m", "cloudai.serving.router", *own, *shared]
         router.start("router", argv, {}, again=True)
 
     def scale(self, name: str, revision: RevisionId, replicas: int) -> None:
