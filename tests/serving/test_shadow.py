@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
+import tritonclient.grpc as triton
 from prometheus_client.parser import text_string_to_metric_families
 
 from cloudai.drivers.protocols import Metric
@@ -83,6 +85,21 @@ def test_a_mirrored_request_is_compared_and_the_client_never_sees_it(router, pai
     seen = wait_until(lambda: (found := counts(router)).get("b") and found["b"].compared == 5 and found["b"])
     assert seen.requests == 0, "mirrored requests are no traffic"
     assert seen.differing[0.2] == 5 and seen.differing[0.5] == 0, "3 differs from 2 by a third"
+
+
+def test_calls_over_grpc_are_mirrored_compared_by_their_numbers_and_stay_with_their_key(start, pair):
+    router = start.router("over-grpc", grpc_port=0).wait_until_ready()
+    servers = dict(zip("ab", pair, strict=True))
+    rows = triton.InferInput("x", [1, 2], "FP32").set_data_from_numpy(np.float32([[1, 0]]))
+    with triton.InferenceServerClient(router.state["grpc_url"]) as client:
+        route(router, {"a": 100}, servers, shadow={"b": 100})
+        assert client.infer("scaler", [rows]).as_numpy("y").tolist() == [2]
+        seen = wait_until(lambda: (found := counts(router)).get("b") and found["b"].compared == 1 and found["b"])
+        assert seen.differing[0.2] == 1 and seen.differing[0.5] == 0, "3 differs from 2 by a third"
+        route(router, {"a": 50, "b": 50}, servers, sticky="x-user-id")
+        for user in ("one", "two", "three", "four"):
+            answers = [client.infer("scaler", [rows], headers={"x-user-id": user}).as_numpy("y").tolist() for _ in range(4)]
+            assert len({str(answer) for answer in answers}) == 1
 
 
 def test_nothing_but_predictions_is_mirrored_and_no_failed_one(router, pair):
