@@ -134,7 +134,9 @@ class ModelApplication(Application):
         if path.startswith("/v2/models/"):
             models = [route for route in self._routes if route.startswith("/v2/models/")]
             return HttpError(404, f"there is no model at {path[:200]}; here is {here}", fix=nearest(path[:200], models))
-        return HttpError(404, f"there is nothing at {path[:200]}", fix="the protocol begins at /v2")
+        faces = [route for route in self._routes if route.startswith("/v1/")]
+        fix = nearest(path[:200], faces) if faces and path.startswith("/v1/") else "the protocol begins at /v2"
+        return HttpError(404, f"there is nothing at {path[:200]}", fix=fix)
 
     async def _server(self, exchange: Exchange) -> None:
         about = {"name": "cloudai", "version": __version__, "extensions": _EXTENSIONS}

@@ -250,7 +250,7 @@ class Deployment(Handle):
         MissingExtraError
             If the package ``openai`` is not installed.
         NotReadyError
-            If the service does not become ready within a minute.
+            If the service does not become ready within a minute, or is deleted.
         """
         if importlib.util.find_spec("openai") is None:
             raise MissingExtraError("the package openai is not installed", fix="pip install openai")
@@ -258,6 +258,8 @@ class Deployment(Handle):
 
         if not self.url:
             self.wait(_PREDICT_WAIT)
+        if self.ended:
+            raise NotReadyError(f"the deployment {self.name!r} is {self.phase}", fix="deploy the model again")
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=read_token(self.token_file), **options)
 
     @property

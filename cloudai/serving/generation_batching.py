@@ -184,12 +184,10 @@ class BatchingEngine:
         return len(self._seated) < self._most_running and (len(self._seated) + 1) * longest <= self._room
 
     def _read_prompts(self) -> None:
-        """Read the next part of prompts, the oldest first, with so many others as fit beside it."""
+        """Read the next part of all prompts that are not read yet, each its share of what is read in a step."""
         rows = [row for row, text in enumerate(self._seated) if text.left > 1 or not text.known]
-        if not rows:
-            return
-        part = min(self._seated[rows[0]].left, _PROMPT_TOKENS)
-        self._step(rows[: max(1, _PROMPT_TOKENS // part)], part)
+        if rows:
+            self._step(rows, max(1, _PROMPT_TOKENS // len(rows)))
 
     def _write_on(self) -> None:
         rows = [row for row, text in enumerate(self._seated) if text.known and text.left == 1]

@@ -67,7 +67,7 @@ class Served:
         return json.loads(self.state_file.read_text())
 
     def wait_until_ready(self):
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60  # on a busy machine, to load torch alone takes half of it
         while not self.state_file.exists() or not self._is_mine(self.state["pid"]):
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < until, self.log.read_text()

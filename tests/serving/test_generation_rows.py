@@ -49,10 +49,10 @@ def test_texts_in_rows_are_those_that_generate_writes(model):
     model = model()
     decoder = decoder_for(model, capacity=64)
     assert isinstance(decoder, RowDecoder)
-    texts = written(decoder, PROMPTS, 24)
-    assert texts == {number: generated(model, prompt, 24 - number) for number, prompt in enumerate(PROMPTS)}
-    again = written(decoder, PROMPTS[::-1], 20)
-    assert again == {number: generated(model, prompt, 20 - number) for number, prompt in enumerate(PROMPTS[::-1])}
+    texts = written(decoder, PROMPTS, 10)
+    assert texts == {number: generated(model, prompt, 10 - number) for number, prompt in enumerate(PROMPTS)}
+    again = written(decoder, PROMPTS[::-1], 8)
+    assert again == {number: generated(model, prompt, 8 - number) for number, prompt in enumerate(PROMPTS[::-1])}
 
 
 def test_a_prompt_that_is_read_in_parts_beside_others_gives_the_same():
@@ -70,7 +70,7 @@ def test_models_whose_layers_look_back_a_little_way_only_take_turns():
     model = mistral(4)
     decoder = decoder_for(model, capacity=64)
     assert isinstance(decoder, TurnDecoder)
-    assert written(decoder, PROMPTS, 16) == {n: generated(model, prompt, 16 - n) for n, prompt in enumerate(PROMPTS)}
+    assert written(decoder, PROMPTS, 8) == {n: generated(model, prompt, 8 - n) for n, prompt in enumerate(PROMPTS)}
     assert isinstance(decoder_for(mistral(64), capacity=64), RowDecoder)  # as far as texts may go, they look at all
 
 

@@ -300,7 +300,7 @@ def test_embeddings_are_the_models_vectors(start):
         with pytest.raises(openai.BadRequestError) as refused:
             client(server).embeddings.create(**{"model": "tiny", "input": "x"} | options)
         assert refused.value.body["param"].startswith(param)
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError, match="'/v1/embeddings'"):
         client(server).completions.create(model="tiny", prompt="x")
 
 
