@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy
     from cloudai.specs.resources import Resources, ScalingPolicy
     from cloudai.specs.search import Search, choice, integers, log_uniform, uniform
-    from cloudai.specs.serving import ServerLimits
+    from cloudai.specs.serving import AutoscalingPolicy, ServerLimits
     from cloudai.specs.texts import Lora
     from cloudai.specs.training import CheckpointPolicy
     from cloudai.training.context import Context
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "AutoscalingPolicy": "cloudai.specs.serving",
     "Benchmark": "cloudai.benchmarking.benchmark",
     "Budget": "cloudai.specs.limits",
     "CheckpointPolicy": "cloudai.specs.training",
@@ -75,6 +76,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "AutoscalingPolicy",
     "Benchmark",
     "Budget",
     "CheckpointPolicy",

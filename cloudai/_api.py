@@ -33,11 +33,12 @@ from cloudai.serving.advance import needs_of as deployment_needs
 from cloudai.serving.deployment import Deployment, check_reach, deployment_spending, model_entry, revision_id
 from cloudai.serving.ports import check_port
 from cloudai.serving.rollout import Rollout
+from cloudai.serving.scaling import check_autoscaling
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources
 from cloudai.specs.schedule import ScheduleSpec
 from cloudai.specs.search import Search
-from cloudai.specs.serving import DeploySpec, ServerLimits
+from cloudai.specs.serving import AutoscalingPolicy, DeploySpec, ServerLimits
 from cloudai.specs.training import TrainSpec
 from cloudai.state.leader import ensure_supervisor
 from cloudai.state.ledger import Ledger, Record, open_ledger
@@ -79,6 +80,7 @@ class DeployOptions(TypedDict, total=False):
     port: int
     resources: Resources
     limits: ServerLimits
+    autoscaling: AutoscalingPolicy
     lease: str | float | None
 
 
@@ -201,8 +203,9 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
     model : Model, Run or str
         A model; a run, whose model is deployed as soon as there is one; or a model's name as for `load_model`.
     **options
-        ``name`` (by default the model's), ``on`` (the driver), ``port``, ``resources``, ``limits`` and ``lease`` (how long
-        it stays up when no live handle renews it; ``None`` for ever).
+        ``name`` (by default the model's), ``on`` (the driver), ``port``, ``resources`` (of one replica), ``limits``,
+        ``autoscaling`` (how many replicas; one by default) and ``lease`` (how long it stays up when no live handle renews it;
+        ``None`` for ever).
 
     Raises
     ------
@@ -220,12 +223,15 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
     name = options.get("name") or (model.spec.model_name if isinstance(model, Run) else model.name)
     lease = options.get("lease", settings.current().deployment_lease)
     values = {
-        key: value for key, value in options.items() if key in ("on", "port", "resources", "limits") and value is not None
+        key: value
+        for key, value in options.items()
+        if key in ("on", "port", "resources", "limits", "autoscaling") and value is not None
     }
     spec = DeploySpec.of(name=name, lease=lease, **values)
     driver = registry.serve_driver(spec.on)
     refuse_unset(spec.on, settings.current())
     check_reach(spec.on, model.spec.store if isinstance(model, Run) and not model.ended else entry["uri"])
+    check_autoscaling(spec.autoscaling, driver)
     offer = _offer_at_once(driver, deployment_needs(spec))
     if driver.capabilities.here:
         require("serving", "serve", "torch", "uvicorn", "aiohttp", "prometheus_client")

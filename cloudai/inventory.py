@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from cloudai.display import Card, Shown, Table, duration, money
 from cloudai.errors import NotReadyError
 from cloudai.planning.spending import Spending
+from cloudai.serving.scaling import price_now
 from cloudai.state.leader import ensure_supervisor, supervisor_pid
 from cloudai.state.ledger import Holder, Ledger, Record
 
@@ -65,7 +65,7 @@ class Ledgered:
     @property
     def per_day(self) -> str:
         """What it costs in a day while it goes on."""
-        price: dict[str, Any] | None = self.record.status.get("price")
+        price = price_now(self.record.status)
         if price is None or self.record.ended:
             return "–"
         return money(price["per_hour"] * 24, price["currency"])

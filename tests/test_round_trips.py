@@ -28,7 +28,7 @@ from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources, ScalingPolicy
 from cloudai.specs.schedule import ScheduleSpec, TableSpec
 from cloudai.specs.search import Choice, Range, Search
-from cloudai.specs.serving import DeploySpec, ServerLimits
+from cloudai.specs.serving import AutoscalingPolicy, DeploySpec, ServerLimits
 from cloudai.specs.texts import Lora, TextTask
 from cloudai.specs.training import CheckpointPolicy, FailurePolicy, Loop, Source, SourceFile, TrainSpec, Work
 from cloudai.state.ledger import Ledger
@@ -53,6 +53,15 @@ limits = st.builds(
     max_in_flight=st.integers(1, 10**6),
     timeout=SECONDS,
     sample_rate=st.floats(0, 1),
+)
+autoscaling = st.builds(
+    AutoscalingPolicy,
+    min_replicas=st.integers(0, 8),
+    max_replicas=st.integers(8, 1024),
+    target_ongoing_requests=st.floats(0.1, 1e4),
+    upscale_delay=SECONDS,
+    downscale_delay=SECONDS,
+    downscale_to_zero_delay=st.none() | SECONDS,
 )
 drift = st.builds(DriftPolicy, alarm_rate=st.floats(1e-9, 0.5), min_effect=st.floats(0, 10), min_rows=st.integers(2, 10**9))
 actions = st.sampled_from(["hold", "retrain", "page"])
@@ -155,6 +164,7 @@ world = st.builds(
 SPECS = {
     Resources: resources,
     ServerLimits: limits,
+    AutoscalingPolicy: autoscaling,
     DriftPolicy: drift,
     DecisionPolicy: decision_policy,
     Budget: budget,

@@ -21,6 +21,7 @@ from cloudai.errors import LedgerError
 from cloudai.specs.confidential import start_log
 from cloudai.specs.units import parse_duration
 from cloudai.state import lease
+from cloudai.state import news as told
 from cloudai.state.leader import leading
 from cloudai.state.ledger import Ledger, Record, open_ledger
 
@@ -93,6 +94,7 @@ class _Supervisor:
         self._lead = ledger.lead()
         self._busy: dict[str, Future[None]] = {}
         self._looked: dict[str, float] = {}
+        self._told: set[tuple[str, str]] = set()
         self._leases: dict[tuple[str, str], float | None] = {}
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="advance")
         self._reading = Faults(log, give_up=_GIVE_UP)
@@ -108,7 +110,8 @@ class _Supervisor:
                 try:
                     revision, now = self._ledger.revision(), time.monotonic()
                     news = revision != seen
-                    if news or now - looked >= _LOOK:
+                    self._told |= told.take(self._ledger.home)
+                    if news or self._told or now - looked >= _LOOK:
                         seen, looked = revision, now
                         quiet_since = float("inf") if self._look(now, news=news) else min(quiet_since, now)
                         self._reading.over()
@@ -133,13 +136,16 @@ class _Supervisor:
         for record in records:
             if leads if record.anywhere else self._ledger.mine(record):
                 self._take_further(record, now, news=news)
+        self._told &= {(record.kind, record.name) for record in mine}
         return bool(mine) or leads
 
     def _take_further(self, record: Record, now: float, *, news: bool) -> None:
         step, age = self._busy.get(record.ref), now - self._looked.get(record.ref, float("-inf"))
-        due = news or age >= (_LOOK_CALM if record.phase in _CALM else _LOOK)
+        key = record.kind, record.name
+        due = news or key in self._told or age >= (_LOOK_CALM if record.phase in _CALM else _LOOK)
         if due and now >= self._not_before and (step is None or step.done()):
             self._looked[record.ref] = now
+            self._told.discard(key)
             self._busy[record.ref] = self._pool.submit(self._advance, record)
 
     def _carry_leases(self, mine: list[Record]) -> None:

@@ -182,6 +182,8 @@ class RevisionStatus:
     pids: tuple[int, ...] = ()
     ongoing: float = 0.0
     """Requests that are being worked on, and those that wait for a replica."""
+    ready_replicas: int = 0
+    """Those of its replicas that take requests now; 0 where the driver does not count them."""
 
 
 @dataclass(frozen=True)
@@ -284,7 +286,19 @@ class ServeDriver(Driver, Protocol):
     def apply(self, name: str, revision: Revision, *, key: str) -> RevisionId:
         """Bring a revision up, without traffic; called again with the same key it changes nothing.
 
-        Only a revision that has died is brought up again. One that is not ready says why as its `reason`.
+        Only a revision that has died is brought up again. One that is not ready says why as its `reason`. It begins with
+        `scaling.min_replicas` replicas, at least with one; where `scale` has given it another number, it keeps that.
+        """
+        ...
+
+    def scale(self, name: str, revision: RevisionId, replicas: int) -> None:
+        """Let a revision have so many replicas; called again it replaces those that have died, and changes nothing else.
+
+        Asked only where `Capabilities.autoscaling` is "asked". A replica too many answers what it has taken on and ends. The
+        traffic stays as it is: replicas get requests as soon as they are ready. With none, where `scale_to_zero` is claimed,
+        a revision counts as ready: requests to it wait, and are in its `ongoing`, until it is scaled up.
+
+        `SpecError` where there can be no such number, `DriverError` where there is no such revision.
         """
         ...
 

@@ -212,9 +212,14 @@ def _lacks(driver: Any, name: str) -> str:
     wanted = [("", Driver), *((act, protocol) for act, protocol in _PROTOCOLS.items() if getattr(capabilities, act))]
     for act, protocol in wanted:
         for method in (method for method in vars(protocol) if not method.startswith("_") and callable(vars(protocol)[method])):
-            if not callable(getattr(driver, method, None)):
+            if not callable(getattr(driver, method, None)) and _is_called(method, capabilities):
                 return f"it has no method {method}()" + (f", and says that it can {act}" if act else "")
     return ""
+
+
+def _is_called(method: str, capabilities: Capabilities) -> bool:
+    """Whether a driver that can do this is ever asked for a method: `scale` only where it says that it wants to be."""
+    return method != "scale" or capabilities.autoscaling == "asked"
 
 
 def _load(path: str) -> Callable[[], Driver]:

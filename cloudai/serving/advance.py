@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from cloudai.drivers import registry
@@ -13,6 +14,8 @@ from cloudai.planning.plan import place
 from cloudai.planning.silence import Silence, asks_again
 from cloudai.planning.spending import price_of
 from cloudai.serving.rollout import Rollout
+from cloudai.serving.scaling import policy_of, to_driver
+from cloudai.serving.upkeep import Upkeep, next_change
 from cloudai.specs.confidential import redact, redacted
 from cloudai.specs.serving import DeploySpec
 from cloudai.state.ledger import Ledger, Record
@@ -43,7 +46,9 @@ def due(ledger: Ledger, record: Record) -> float | None:
     if again is not None:
         return again
     left = ledger.lease_left("deployment", record.name)
-    return None if left is None else ledger.clock.now() + left
+    ends = None if left is None else ledger.clock.now() + left
+    scales = next_change(policy_of(record), record.status.get("upkeep", {}))
+    return min((moment for moment in (ends, scales) if moment is not None), default=None)
 
 
 def advance(ledger: Ledger, record: Record) -> None:
@@ -144,25 +149,30 @@ class _Advance:
         rollout = Rollout.from_json(self.record.desired["rollout"])
         found = self.driver.inspect(self.spec.name)
         up = {str(revision.id): revision for revision in found.revisions}
+        upkeep = Upkeep(self.driver, policy_of(self.record), self.record.status.get("upkeep", {}))
         crashes = {rev: n for rev, n in self.record.status.get("crashes", {}).items() if rev not in up or not up[rev].ready}
+        crashes |= {rev: _MOST_CRASHES for rev in up if upkeep.deaths(rev) >= _MOST_CRASHES and not up[rev].ready}
         untold = self._untold()
         for revision in sorted(rollout.kept):
-            if untold or revision not in up or not up[revision].replicas or not found.pids:
+            ended = revision in up and not (up[revision].replicas or up[revision].ready or upkeep.is_asleep(revision))
+            if untold or revision not in up or ended or not found.pids:
                 if crashes.get(revision, 0) >= _MOST_CRASHES:
                     continue
-                crashes[revision] = crashes.get(revision, 0) + (revision in up and not up[revision].replicas)
+                crashes[revision] = crashes.get(revision, 0) + ended
                 self._apply(revision, models[revision])
         if untold:
             self._observe(self.record.phase, {"told": untold})
+        tended = [revision for revision in found.revisions if crashes.get(revision.id, 0) < _MOST_CRASHES]
+        upkeep.tend(self.spec.name, replace(found, revisions=tuple(tended)), rollout, self.ledger.clock.now())
         observed = {revision.id: revision.traffic for revision in found.revisions if revision.traffic}
         wanted = {revision: share for revision, share in rollout.traffic.items() if share}
         if observed != wanted and all(revision in up and up[revision].ready for revision in wanted):
             self.driver.route(self.spec.name, {RevisionId(rev): share for rev, share in wanted.items()})
             found = self.driver.inspect(self.spec.name)
         for left in found.revisions:
-            if left.id not in rollout.kept and left.replicas and not left.traffic:
+            if left.id not in rollout.kept and (left.replicas or left.ready) and not left.traffic:
                 self.driver.retire(self.spec.name, left.id)
-        self._note(found, rollout, crashes)
+        self._note(found, rollout, crashes, upkeep)
 
     def _untold(self) -> str:
         """Return what a place elsewhere has not been told of: another token, or another number of replicas."""
@@ -181,16 +191,20 @@ class _Advance:
         argv += ["--lease-file", str(self.ledger.lease_file("deployment", self.spec.name)), "--token-file", str(token)]
         threads = str(max(1, round(self.spec.resources.cpus)))
         env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
-        wanted = Revision(RevisionId(revision), tuple(argv), env, needs_of(self.spec), self.spec.port)
+        if not self.driver.capabilities.elsewhere:
+            argv += ["--news-file", str(self.ledger.news_file("deployment", self.spec.name))]
+        scaling = to_driver(policy_of(self.record))
+        wanted = Revision(RevisionId(revision), tuple(argv), env, needs_of(self.spec), self.spec.port, scaling)
         self.driver.apply(self.spec.name, wanted, key=f"{self.spec.name}/{revision}")
 
-    def _note(self, found: DeploymentStatus, rollout: Rollout, crashes: Mapping[str, int]) -> None:
+    def _note(self, found: DeploymentStatus, rollout: Rollout, crashes: Mapping[str, int], upkeep: Upkeep) -> None:
         """Write down what is there beside what should be."""
         rows = [
             {
                 "id": r.id,
                 "ready": r.ready,
                 "replicas": r.replicas,
+                "ready_replicas": r.ready_replicas,
                 "traffic": r.traffic,
                 "reason": redact(r.reason),
                 "pids": list(r.pids),
@@ -200,13 +214,14 @@ class _Advance:
         ]
         observed = {row["id"]: row["traffic"] for row in rows if row["traffic"]}
         settled = found.ready and observed == {rev: share for rev, share in rollout.traffic.items() if share}
-        settled = settled and all(row["ready"] for row in rows if row["id"] in rollout.kept)
+        settled = settled and all(row["ready"] for row in rows if row["id"] in rollout.kept) and upkeep.is_done(found, rollout)
         broken = [row for row in rows if crashes.get(str(row["id"]), 0) >= _MOST_CRASHES and not row["ready"]]
         phase = "failing" if broken else "ready" if settled else "updating" if found.ready else "starting"
-        reason = f"{broken[0]['id']} does not start: {broken[0]['reason']}" if broken else ""
+        reason = f"{broken[0]['id']} does not start: {broken[0]['reason']}" if broken else upkeep.trouble(found)
         processes = {"url": found.url, "revisions": rows, "router": list(found.pids)}
         wish = self.record.desired.get("wish")
         status = {**processes, "reason": reason, "crashes": dict(crashes), "silence": None, "waiting": None, "wish": wish}
+        status["upkeep"] = upkeep.to_json()
         if phase != self.record.phase or any(self.record.status.get(key) != value for key, value in status.items()):
             self._observe(phase, {**status, **self._bill(found)})
 

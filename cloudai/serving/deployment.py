@@ -20,7 +20,8 @@ from cloudai.errors import NotReadyError, RunFailedError, SpecError, StoreError
 from cloudai.planning.spending import Span, Spending, spending
 from cloudai.serving import client
 from cloudai.serving.rollout import Rollout
-from cloudai.specs.serving import DeploySpec
+from cloudai.serving.scaling import check_autoscaling, policy_of, price_now, replicas_text
+from cloudai.specs.serving import AutoscalingPolicy, DeploySpec
 from cloudai.state.handles import Handle
 from cloudai.state.ledger import Ledger, Record
 from cloudai.state.tokens import read_token, renew_token, token_path
@@ -63,7 +64,7 @@ class Deployment(Handle):
 
     @property
     def revisions(self) -> list[Mapping[str, Any]]:
-        """What is up now: id, ready, replicas, traffic, reason, pids."""
+        """What is up now: id, ready, replicas, those of them that take requests, traffic, reason, pids."""
         return list(self._record.status.get("revisions", []))
 
     @property
@@ -257,6 +258,25 @@ class Deployment(Handle):
         """Want something else; the supervisor says with the phase which wish it is about."""
         self._want(**change, wish=secrets.token_hex(4))
 
+    @property
+    def autoscaling(self) -> AutoscalingPolicy:
+        """The policy by which its replicas are counted, as asked for last."""
+        return policy_of(self._record)
+
+    def scale(self, to: int | AutoscalingPolicy) -> Deployment:
+        """Keep so many replicas of each revision up from now on, or as many as a policy says.
+
+        Raises
+        ------
+        SpecError
+            If there cannot be so many, or the place cannot do it.
+        """
+        self._fresh_rollout()
+        policy = to if isinstance(to, AutoscalingPolicy) else AutoscalingPolicy.fixed(to)
+        check_autoscaling(policy, registry.serve_driver(self.spec.on))
+        self._wish(autoscaling=policy.model_dump(mode="json"))
+        return self
+
     def delete(self) -> None:
         """Take it down, and its kept payloads with it. Nothing happens where it is down."""
         if not self.ended:
@@ -266,17 +286,17 @@ class Deployment(Handle):
         """Show where it answers, which revision has which traffic, and what it costs."""
         status = self._record.status
         reason = f": {status['reason']}" if status.get("reason") else ""
-        price = status.get("price") or {"per_hour": 0.0, "currency": ""}
+        price = price_now(status) or {"per_hour": 0.0, "currency": ""}
         facts = [
             ("phase", self.phase + reason),
             ("url", self.url or "none yet"),
             ("cost per hour", money(price["per_hour"], price["currency"]) if price["currency"] else "none yet"),
             ("spent", str(self.cost)),
+            ("replicas", replicas_text(self.autoscaling)),
             ("lease", f"{duration(self.spec.lease)} without a live handle" if self.spec.lease else "for ever"),
         ]
         rows = [
-            (row["id"], f"{row['traffic']} %", "yes" if row["ready"] else "no", str(row["replicas"]), self._role(row["id"]))
-            for row in self.revisions
+            (row["id"], f"{row['traffic']} %", _ready(row), _replicas(row), self._role(row["id"])) for row in self.revisions
         ]
         tables = [Table(("revision", "traffic", "ready", "replicas", "role"), rows)] if rows else []
         note = f"as of {self.age}; cloudai.attach({self.ref!r}) brings it back"
@@ -328,10 +348,19 @@ def check_reach(on: str, url: str) -> None:
         raise StoreError(f"replicas on {on!r} run on other machines and cannot reach the model in {url}", fix=fix)
 
 
+def _ready(row: Mapping[str, Any]) -> str:
+    return "asleep" if row["ready"] and not row["replicas"] else "yes" if row["ready"] else "no"
+
+
+def _replicas(row: Mapping[str, Any]) -> str:
+    answering = row.get("ready_replicas", 0)
+    return f"{row['replicas']}, {answering} ready" if 0 < answering < row["replicas"] else str(row["replicas"])
+
+
 def deployment_spending(record: Record, now: float) -> Spending:
     """Return what a deployment's record says that it has cost up to `now`, a unix time."""
     status = record.status
-    span = Span(status.get("started"), status.get("ended"), status.get("price"), status.get("billed"), status.get("billed_at"))
+    span = Span(status.get("started"), status.get("ended"), price_now(status), status.get("billed"), status.get("billed_at"))
     return spending([span], now)
 
 

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 __all__ = ["ModelMetrics", "RouterMetrics", "ServerMetrics", "exposition"]
 
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 7.5, 10.0)
+_START_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _REASONS = ("invalid", "overloaded", "draining", "timeout", "model", "lost_client")
 _NAMES = ("model_name", "version", "instance")
@@ -134,9 +135,9 @@ class ServerMetrics(Collector):
 
 
 class RouterMetrics:
-    """The metrics of one router: requests by revision and status code, and how long they took."""
+    """The metrics of one router: requests by revision and status code, how long they took, and cold starts."""
 
-    def __init__(self, *, in_flight: Callable[[], float]) -> None:
+    def __init__(self, *, in_flight: Callable[[], float], waiting: Callable[[], float]) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter("cloudai_requests_total", "Requests answered", ("revision", "code"), registry=self.registry)
         self._seconds = Histogram(
@@ -147,8 +148,24 @@ class RouterMetrics:
             registry=self.registry,
         )
         Gauge("cloudai_inflight", "Requests being routed", registry=self.registry).set_function(in_flight)
+        Gauge("cloudai_waiting", "Requests that wait for a replica", registry=self.registry).set_function(waiting)
+        self._cold_starts = Counter(
+            "cloudai_cold_starts_total", "Times that a revision was woken up", ("revision",), registry=self.registry
+        )
+        self._cold_seconds = Histogram(
+            "cloudai_cold_start_seconds",
+            "Seconds from the first request to the first replica",
+            ("revision",),
+            buckets=_START_BUCKETS,
+            registry=self.registry,
+        )
 
     def routed(self, revision: str, code: int, seconds: float) -> None:
         """Count a request that `revision` answered, or should have; `revision` is empty if there was none to ask."""
         self._requests.labels(revision, str(code)).inc()
         self._seconds.labels(revision).observe(seconds)
+
+    def cold_started(self, revision: str, seconds: float) -> None:
+        """Count that a request had to wait so long for a first replica."""
+        self._cold_starts.labels(revision).inc()
+        self._cold_seconds.labels(revision).observe(seconds)

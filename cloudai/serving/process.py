@@ -24,11 +24,12 @@ from cloudai.serving.access import HERE, Access
 from cloudai.serving.access_log import AccessLog
 from cloudai.serving.asgi import Application, json_bytes
 from cloudai.serving.http import uvicorn_config
+from cloudai.serving.keeper import keep
 from cloudai.serving.tracing import Tracing, tracing_asked
 from cloudai.specs.confidential import start_log
 from cloudai.specs.units import Seconds
 from cloudai.specs.validation import Spec
-from cloudai.state import lease
+from cloudai.state import lease, news
 
 __all__ = ["PORT_TAKEN", "ProcessOptions", "errors_in_two_lines", "read_arguments", "run"]
 
@@ -51,6 +52,7 @@ class ProcessOptions(Spec):
     access_log: Path | None = Field(default=None, description="file for a line on each request, without what it asked")
     lease_file: Path | None = Field(default=None, description='JSON {"until": unix seconds or null}; past it, the process ends')
     lease_interval: Seconds = Field(default=5.0, description="how often the lease is looked at")
+    news_file: Path | None = Field(default=None, description="file that is made to tell the supervisor that there is news")
 
 
 def read_arguments(
@@ -79,7 +81,9 @@ def _number(text: str) -> float | str:
         return text
 
 
-def run(make: Callable[[int, Access], Application], options: ProcessOptions, *, state_file: str) -> NoReturn:
+def run(
+    make: Callable[[int, Access], Application], options: ProcessOptions, *, state_file: str, kept: bool = False
+) -> NoReturn:
     """Serve until told to end, and leave the process.
 
     SIGTERM and SIGINT drain: the process says that it is not ready, still takes requests for ``drain_delay``, finishes
@@ -92,15 +96,18 @@ def run(make: Callable[[int, Access], Application], options: ProcessOptions, *, 
         Makes the application from the port and the check of tokens.
     state_file : str
         The file under ``options.state`` that says pid, port and what the application says of itself.
+    kept : bool
+        Whether the port stays open, and a new process takes over, when this one dies; see `cloudai.serving.keeper`.
     """
     with errors_in_two_lines():
         os.umask(0o077)  # whatever this process writes is the user's alone
         access = Access(options.token_file)
         listener = _listen(options)
         private_folder(options.state)
+        endings = keep() if kept else (signal.SIGTERM, signal.SIGINT)
         application = make(listener.getsockname()[1], access)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_live(application, listener, options, options.state / state_file))
+            runner.run(_live(application, listener, options, options.state / state_file, endings))
     _leave(0)
 
 
@@ -140,14 +147,16 @@ class _Server(uvicorn.Server):
         self.listening.set()
 
 
-async def _live(application: Application, listener: socket.socket, options: ProcessOptions, state: Path) -> None:
+async def _live(
+    application: Application, listener: socket.socket, options: ProcessOptions, state: Path, endings: Sequence[signal.Signals]
+) -> None:
     port = listener.getsockname()[1]
     way_in = {"token_file": str(options.token_file)} if options.token_file else {}
 
     def write_state() -> None:
         replace_file(state, json_bytes({"pid": os.getpid(), "port": port} | way_in | application.describe()))
 
-    ending = _on_signals()
+    ending = _on_signals(endings)
     accountants = _accountants(options, application)
     application.accountants = tuple(accountants)
     server = _Server(uvicorn_config(application))
@@ -157,6 +166,8 @@ async def _live(application: Application, listener: socket.socket, options: Proc
     serving.add_done_callback(lambda _: ending.set())
     await server.listening.wait()
     write_state()
+    if options.news_file is not None:
+        news.tell(options.news_file)
     _logger.info("listening on %s:%d", options.host, port)
     await _wait_for_end(ending, options)
     application.draining = True
@@ -182,7 +193,7 @@ def _accountants(options: ProcessOptions, application: Application) -> list[Acce
     return accountants
 
 
-def _on_signals() -> asyncio.Event:
+def _on_signals(endings: Sequence[signal.Signals]) -> asyncio.Event:
     """Set the event on the first signal, leave at once on the second."""
     ending = asyncio.Event()
     before: list[int] = []
@@ -194,8 +205,9 @@ def _on_signals() -> asyncio.Event:
         _logger.info("%s: draining", signal.Signals(number).name)
         ending.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in endings:
         asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, endings)
     return ending
 
 

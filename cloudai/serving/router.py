@@ -7,11 +7,14 @@ replaced, from the next request on, and writes ``FOLDER/router.json``. Only ``/v
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import io
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import aiohttp
@@ -22,8 +25,11 @@ from cloudai.serving.access import Access
 from cloudai.serving.asgi import AGAIN, Application, Exchange, HttpError, json_bytes
 from cloudai.serving.metrics import RouterMetrics, exposition
 from cloudai.serving.process import ProcessOptions, errors_in_two_lines, read_arguments, run
+from cloudai.serving.replicas import Load, Replicas
 from cloudai.serving.routes import RouteFile, RouteTable
+from cloudai.serving.wakeup import WaitingRoom
 from cloudai.specs.units import Bytes, Seconds
+from cloudai.state import news
 
 __all__ = ["RouterApplication", "RouterOptions", "main"]
 
@@ -49,6 +55,7 @@ class RouterOptions(ProcessOptions):
 
     max_body: Bytes = Field(default=16 * 2**20, description="bytes of a request")
     max_in_flight: int = Field(default=1024, ge=1, description="requests at once; more are answered 429")
+    max_waiting: int = Field(default=256, ge=0, description="requests that wait for a replica; more are answered 429")
     timeout: Seconds = Field(
         default=35.0, description="seconds for one request; longer than the servers', so that they say why"
     )
@@ -62,7 +69,11 @@ class RouterApplication(Application):
         self._options = options
         self._in_flight = 0
         self._routes = RouteFile(options.state / "routes.json")
-        self._metrics = RouterMetrics(in_flight=lambda: self.in_flight)
+        self._replicas = Replicas()
+        self._loads: defaultdict[str, Load] = defaultdict(Load)
+        self._room = WaitingRoom(self._ports, options.news_file, most=options.max_waiting)
+        self._metrics = RouterMetrics(in_flight=lambda: self.in_flight, waiting=self._room.waiting.total)
+        self._room.on_cold_start = self._metrics.cold_started
 
     @property
     def in_flight(self) -> int:
@@ -73,7 +84,6 @@ class RouterApplication(Application):
         """Open the pool of connections to the revisions."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
-            timeout=aiohttp.ClientTimeout(total=self._options.timeout),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=("accept", "accept-encoding", "user-agent", "content-type"),
@@ -98,6 +108,8 @@ class RouterApplication(Application):
         elif path == "/metrics":
             text, kind = exposition(self._metrics.registry, (exchange.header(b"accept") or b"").decode("latin-1"))
             await exchange.reply(200, text, kind=kind)
+        elif path == "/internal/ongoing" and exchange.method == "GET":
+            await exchange.reply(200, json_bytes(self._ongoing()))
         elif path == "/v2" or (path.startswith("/v2/") and ".." not in path.split("/")):
             await self._route(exchange)
         else:
@@ -105,6 +117,9 @@ class RouterApplication(Application):
 
     def _table(self) -> RouteTable:
         return self._routes.current() or RouteTable({}, {})
+
+    def _ports(self, revision: str) -> tuple[int, ...] | None:
+        return self._table().ports.get(revision)
 
     @contextlib.contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -119,26 +134,64 @@ class RouterApplication(Application):
             self._in_flight -= 1
 
     async def _route(self, exchange: Exchange) -> None:
-        """Send the request to the chosen revision, or to the next one if nobody listens there."""
-        begun, code, revision = time.perf_counter(), 499, ""  # 499: the client went away (nginx's code for it)
+        """Send the request to the chosen revision and count it."""
+        asked = _Asked(time.perf_counter(), asyncio.get_running_loop().time() + self._options.timeout)
         try:
             with self._admitted():
                 body = await exchange.read(self._options.max_body)
-                table = self._table()  # after the body: during a slow upload the traffic may have been moved
-                for revision in table.choose(exchange.id):
-                    answered = await self._proxy(exchange, revision, table.ports[revision], body)
-                    if answered is not None:
-                        code = answered
-                        return
-                raise _nobody(table)
+                asked.code = await self._forward(exchange, body, asked)
         except HttpError as error:
-            code = error.status
-            error.headers = (*error.headers, *_revision_header(revision))
+            asked.code = error.status
+            error.headers = (*error.headers, *_revision_header(asked.revision))
             raise
         finally:
-            self._metrics.routed(revision, code, time.perf_counter() - begun)
+            self._metrics.routed(asked.revision, asked.code, time.perf_counter() - asked.begun)
 
-    async def _proxy(self, exchange: Exchange, revision: str, port: int, body: bytes) -> int | None:
+    async def _forward(self, exchange: Exchange, body: bytes, asked: _Asked) -> int:
+        """Have a replica of the chosen revision answer, or of the next one if nobody listens there; wait where nobody does."""
+        while True:
+            table = self._table()  # after the body: during a slow upload the traffic may have been moved
+            chosen = table.choose(exchange.id)
+            for revision in chosen:
+                asked.revision = revision
+                with self._working_for(revision):
+                    code = await self._ask(exchange, revision, table.ports[revision], body, asked)
+                    if code is not None:
+                        return code
+                    if not table.ports[revision]:
+                        break
+            waits_for = next((revision for revision in chosen if not table.ports[revision]), chosen[0] if chosen else "")
+            if not waits_for or not self._room.open:
+                raise _nobody(table)
+            asked.revision = waits_for
+            with self._working_for(waits_for):
+                await self._room.wait(waits_for, table.ports[waits_for], asked.deadline)
+
+    async def _ask(self, exchange: Exchange, revision: str, ports: Sequence[int], body: bytes, asked: _Asked) -> int | None:
+        """Return the status that a replica answered; None if none of them listens."""
+        for port in self._replicas.in_order(ports):
+            with self._replicas.asked(port):
+                code = await self._proxy(exchange, revision, port, body, asked.deadline)
+            if code is not None:
+                return code
+            if self._replicas.silent(port) and self._options.news_file is not None:
+                news.tell(self._options.news_file)  # so that it is replaced at once, and not at the supervisor's next look
+        return None
+
+    @contextlib.contextmanager
+    def _working_for(self, revision: str) -> Iterator[None]:
+        load = self._loads[revision]
+        load.change(+1)
+        try:
+            yield
+        finally:
+            load.change(-1)
+
+    def _ongoing(self) -> dict[str, float]:
+        """Return how busy each revision is; who waits counts at once, and not only over time."""
+        return {revision: max(load.mean(), self._room.waiting[revision]) for revision, load in self._loads.items()}
+
+    async def _proxy(self, exchange: Exchange, revision: str, port: int, body: bytes, deadline: float) -> int | None:
         """Pass request and answer on and return the status; None if nothing was sent because nobody listens."""
         try:
             async with self._session.request(
@@ -147,6 +200,7 @@ class RouterApplication(Application):
                 headers=_forwarded(exchange),
                 data=io.BytesIO(body) if body else None,
                 allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=max(0.001, deadline - asyncio.get_running_loop().time())),
             ) as answer:
                 chunk = await answer.content.readany()  # before the head: a revision that dies here still gives a clean 503
                 headers = _passed(answer.raw_headers, _NOT_RETURNED)
@@ -166,6 +220,19 @@ class RouterApplication(Application):
             _logger.warning("request %s: the revision %s broke off: %r", exchange.id, revision, error)
             what = f"the revision {revision} broke off"
             raise HttpError(503, what, fix="send the request again if it may be computed twice", headers=AGAIN) from None
+
+
+@dataclass
+class _Asked:
+    """What becomes of one request."""
+
+    begun: float
+    deadline: float
+    """In the event loop's time."""
+    revision: str = ""
+    """The last one that was asked."""
+    code: int = 499
+    """The status of the answer; 499 is nginx's code for a client that went away."""
 
 
 def _url(exchange: Exchange, port: int) -> URL:
@@ -201,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     parser = argparse.ArgumentParser("python -m cloudai.serving.router")
     with errors_in_two_lines():
         options, _ = read_arguments(RouterOptions, parser, arguments)
-    run(lambda _, access: RouterApplication(options, access), options, state_file="router.json")
+    run(lambda _, access: RouterApplication(options, access), options, state_file="router.json", kept=True)
 
 
 if __name__ == "__main__":

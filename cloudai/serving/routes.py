@@ -24,35 +24,35 @@ class RouteTable:
 
     Attributes
     ----------
-    ports : mapping of str to int
-        The port of each such revision on this machine.
+    ports : mapping of str to tuple of int
+        The ports of each such revision's replicas on this machine; none of one that is asleep: requests to it wait.
     traffic : mapping of str to float
         Percent of the requests, above 0; they sum to 100, or there is no revision at all.
 
     Examples
     --------
-    >>> table = RouteTable.parse('{"traffic": {"a": 90, "b": 10}, "backends": {"a": {"port": 1}, "b": {"port": 2}}}')
+    >>> table = RouteTable.parse('{"traffic": {"a": 90, "b": 10}, "backends": {"a": {"ports": [1]}, "b": {"ports": []}}}')
     >>> table.choose("request-1"), table.choose("request-2")
     (['b', 'a'], ['a', 'b'])
     """
 
-    ports: Mapping[str, int]
+    ports: Mapping[str, tuple[int, ...]]
     traffic: Mapping[str, float]
 
     @classmethod
     def parse(cls, text: str | bytes) -> RouteTable:
-        """Read ``{"traffic": {revision: percent}, "backends": {revision: {"port": port}}}``.
+        """Read ``{"traffic": {revision: percent}, "backends": {revision: {"ports": [port, …]}}}``.
 
         Raises
         ------
         SpecError
-            If it is not such a table: percentages that do not sum to 100, a revision with traffic but without a port.
+            If it is not such a table: percentages that do not sum to 100, a revision with traffic but without a backend.
         """
         try:
             value = json.loads(text)
             traffic = {str(name): float(share) for name, share in sorted(value["traffic"].items())}
             routed = {name: share for name, share in traffic.items() if share > 0}
-            ports = {name: _port(value["backends"][name]["port"]) for name in routed}
+            ports = {name: _ports(value["backends"][name]["ports"]) for name in routed}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _bad(f"{error!r}"[:200]) from None
         sums_up = not traffic or abs(sum(traffic.values()) - 100) <= 1e-6
@@ -76,15 +76,15 @@ class RouteTable:
         return others
 
 
-def _port(value: Any) -> int:
-    if type(value) is not int or not 0 < value < 65536:
-        raise ValueError(f"the port {value!r}")
-    return value
+def _ports(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or any(type(port) is not int or not 0 < port < 65536 for port in value):
+        raise ValueError(f"the ports {value!r}")
+    return tuple(value)
 
 
 def _bad(what: str) -> SpecError:
     return SpecError(
-        f"this is not a routing table: {what}", fix='write {"traffic": {name: percent}, "backends": {name: {"port": n}}}'
+        f"this is not a routing table: {what}", fix='write {"traffic": {name: percent}, "backends": {name: {"ports": [n, …]}}}'
     )
 
 

@@ -18,7 +18,7 @@ from cloudai import settings
 from cloudai.clock import SYSTEM, Clock
 from cloudai.display import nearest
 from cloudai.errors import LedgerError, NotFoundError, SpecError
-from cloudai.state import lease
+from cloudai.state import lease, news
 from cloudai.state.clocks import refuse_clock, trust
 from cloudai.state.database import Database, Lead, Row, TakenError, Transaction
 from cloudai.state.machine import HOLD, host, is_process, me, owner, this_home
@@ -263,6 +263,10 @@ class Ledger:
     def lease_file(self, kind: str, name: str) -> Path:
         """Return the file from which local processes read the lease of an object."""
         return self.home / "leases" / f"{kind}-{name}.json"
+
+    def news_file(self, kind: str, name: str) -> Path:
+        """Return the file that local processes make to tell the supervisor of news about an object."""
+        return news.file(self.home, kind, name)
 
     def renew_lease(self, kind: str, name: str, seconds: float | None) -> None:
         """Let an object go on for `seconds` from now; None for ever."""

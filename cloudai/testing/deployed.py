@@ -47,6 +47,23 @@ class Deployed:
         self.wait(lambda: self.traffic() == wanted, f"{self.name}: the traffic {wanted}")
         return self
 
+    def answers_with(self, revision: RevisionId) -> Deployed:
+        """Bring a revision up, give it all the traffic, and wait until the deployment answers."""
+        self.up(revision).route({revision: 100})
+        self.wait(lambda: self.status().ready, f"{self.name}: the deployment ready")
+        return self
+
+    def scale(self, revision: RevisionId, replicas: int) -> Deployed:
+        """Say that there should be so many replicas, again and again as cloudai does, until it is so."""
+
+        def is_so() -> bool:
+            self.driver.scale(self.name, revision, replicas)
+            found = self.look(revision)
+            return found.replicas == found.ready_replicas == replicas
+
+        self.wait(is_so, f"{self.name}: {replicas} replicas of {revision}")
+        return self
+
     def status(self, driver: Any = None) -> DeploymentStatus:
         """Return what the driver says now."""
         found: DeploymentStatus = (driver or self.driver).inspect(self.name)

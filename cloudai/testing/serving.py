@@ -173,6 +173,71 @@ class ServeDriverConformance(DriverConformance):
         left = {A, B} <= pair.alive() and pair.traffic() == {A: 100}
         assert left, f"retire-ends-the-revision: left are {pair.alive()} with the traffic {pair.traffic()}"
 
+    @clause("scale-is-kept")
+    def test_a_revision_has_as_many_replicas_as_asked_for(self, own: Deployed) -> None:
+        """After `scale` there are so many, with the same traffic; said or applied again, by any object, nothing changes."""
+        _needs_scaling(own).answers_with(A)
+        for count in (3, 1, 2):
+            own.scale(A, count)
+            assert own.traffic() == {A: 100}, f"scale-is-kept: with {count} replicas the traffic is {own.traffic()}"
+        before = rows_of(own)
+        own.driver.scale(own.name, A, 2)
+        own.bench.guarded().scale(own.name, A, 2)
+        assert rows_of(own) == before, f"scale-is-kept: said again, {before} became {rows_of(own)}"
+        own.apply(own.bench.ready_revision(own.name, A))
+        assert own.look(A).replicas == 2, f"scale-is-kept: after apply there are {own.look(A).replicas} replicas, not 2"
+
+    @clause("scale-replaces-the-dead")
+    def test_scale_again_replaces_what_died(self, own: Deployed) -> None:
+        """Of replicas that have died, `scale` with the same number starts as many again, which can be routed to."""
+        _needs_scaling(own).answers_with(A).scale(A, 2)
+        pids = set(own.look(A).pids)
+        if not own.bench.kill_revision(own.name, A):
+            pytest.skip("the bench cannot kill a revision from outside")
+        own.wait(lambda: _is_gone(own.look(A), pids), "scale-replaces-the-dead: the end of the killed replicas")
+        own.scale(A, 2)
+        own.route({A: 100})
+
+    @clause("asleep-is-ready")
+    def test_a_revision_without_replicas_is_asleep(self, own: Deployed) -> None:
+        """Scaled to zero a revision has no replica, is ready, keeps its traffic, may be routed to, and can be woken up."""
+        _needs_scaling(own, to_zero=True).answers_with(A).scale(A, 0)
+        other = own.bench.guarded()
+        for status in (own.status(), own.status(other)):
+            found = (status.ready, [(r.ready, r.replicas, r.ready_replicas, r.traffic) for r in status.revisions])
+            assert found == (True, [(True, 0, 0, 100)]), f"asleep-is-ready: a revision without replicas is {status}"
+        own.apply(own.bench.ready_revision(own.name, A))
+        assert not own.look(A).replicas, "asleep-is-ready: apply has woken it up; it has not died"
+        own.route({A: 100}).scale(A, 1)
+        assert own.bench.ask(own.name) in (A, None), "asleep-is-ready: after its sleep another revision has answered"
+
+    @clause("scale-refuses-the-impossible")
+    def test_numbers_and_revisions_that_cannot_be(self, pair: Deployed) -> None:
+        """Fewer than no replica is a SpecError, a revision that is not there a DriverError; nothing changes then."""
+        _needs_scaling(pair)
+        before = rows_of(pair)
+        nobody, nowhere = RevisionId("nobody"), pair.bench.name("nowhere")
+        cases = [(SpecError, pair.name, A, -1), (DriverError, pair.name, nobody, 1), (DriverError, nowhere, A, 1)]
+        for kind, name, revision, count in cases:
+            said = f"scale-refuses-the-impossible: {count} replicas of {revision!r} were accepted; raise {kind.__name__}"
+            try:
+                pair.driver.scale(name, revision, count)
+            except kind:
+                continue
+            pytest.fail(said)
+        assert rows_of(pair) == before, f"scale-refuses-the-impossible: {before} became {rows_of(pair)}"
+
+    @clause("scaling-loses-no-request")
+    def test_requests_go_on_while_replicas_come_and_go(self, own: Deployed) -> None:
+        """While the number of replicas goes up and down, every request is answered."""
+        _needs_scaling(own).answers_with(A)
+        if own.bench.ask(own.name) is None:
+            pytest.skip("the bench cannot send requests")
+        with Meanwhile(lambda: own.bench.ask(own.name)) as requests:
+            for count in (2, 1):
+                own.scale(A, count)
+                requests.wait_for_more(3)
+
     @clause("unknown-deployments-are-empty")
     def test_an_unknown_deployment_is_empty(self, bench: Bench, driver: Any) -> None:
         """Of a deployment that never was, `inspect` says that nothing is there, and makes nothing."""
@@ -283,6 +348,14 @@ class ServeDriverConformance(DriverConformance):
                 ("close", driver.close),
             ]
         )
+
+
+def _needs_scaling(deployed: Deployed, *, to_zero: bool = False) -> Deployed:
+    """Skip the test where the driver is not asked to scale, or cannot let a revision sleep."""
+    can = deployed.driver.capabilities
+    if can.autoscaling != "asked" or (to_zero and not can.scale_to_zero):
+        pytest.skip("the driver is not asked to scale, or not to zero")
+    return deployed
 
 
 def _is_gone(revision: RevisionStatus, pids: set[int]) -> bool:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 import cloudai
-from cloudai import DriftPolicy, ServerLimits, cli, errors, settings
+from cloudai import AutoscalingPolicy, DriftPolicy, ServerLimits, cli, errors, settings
 from cloudai.artifacts.store import Store
 from cloudai.serving.router import RouterOptions
 from cloudai.specs.monitoring import MonitorSpec
@@ -157,6 +157,11 @@ def test_the_numbers_on_the_pages_are_those_of_the_code():
             f"The router takes {router.max_in_flight} requests at once, bodies of {router.max_body >> 20} MiB",
             f"{router.timeout:g} seconds for each",
             f"for up to {router.drain_timeout:g} seconds",
+            f"up to {router.max_waiting} requests wait for one within their {router.timeout:g}",
+        ],
+        "docs/how-to/scale-a-deployment.md": [
+            f"Up to {router.max_waiting} requests wait, each within the {router.timeout:g} seconds",
+            "a minute by default" if AutoscalingPolicy().downscale_delay == 60 else "another default",
         ],
         "docs/how-to/monitor-drift.md": [f"`min_rows` ({DriftPolicy().min_rows})", "5 minutes by default"],
         "docs/explanation/drift.md": [f"`alarm_rate` ({DriftPolicy().alarm_rate})"],

@@ -51,8 +51,8 @@ def found(**revisions):
 def test_what_ray_serve_says_is_put_in_the_words_of_the_contract():
     status = found(a=app("RUNNING", "RUNNING", "STARTING"), b=app("UNHEALTHY", "RUNNING")).status("n", "http://x")
     assert (status.url, status.ready, status.pids) == ("http://x", True, (1,))
-    assert [(r.id, r.ready, r.replicas, r.traffic, r.pids) for r in status.revisions] == [
-        ("a", True, 2, 60, (1, 2)), ("b", True, 1, 40, (1,)),
+    assert [(r.id, r.ready, r.replicas, r.ready_replicas, r.traffic, r.pids) for r in status.revisions] == [
+        ("a", True, 2, 1, 60, (1, 2)), ("b", True, 1, 1, 40, (1,)),
     ]  # fmt: skip
 
 

@@ -118,6 +118,21 @@ def test_unknown_and_unable():
     assert "local" in caught.value.fix
 
 
+@pytest.mark.parametrize("autoscaling", ["no", "own", "asked"])
+def test_who_wants_to_be_asked_to_scale_must_have_the_method(autoscaling):
+    class Serves(Broken):
+        name = "serves"
+        capabilities = Capabilities(serve=True, autoscaling=autoscaling)
+        apply = route = retire = inspect = delete = lambda self: None
+
+    registry.register("serves", Serves)
+    if autoscaling == "asked":
+        with pytest.raises(DriverError, match=r"it has no method scale\(\)"):
+            registry.serve_driver("serves")
+    else:
+        assert registry.serve_driver("serves").name == "serves"
+
+
 def test_a_built_in_name_cannot_be_taken():
     with pytest.raises(SpecError, match="'local' is a built-in driver"):
         registry.register("local", Broken)

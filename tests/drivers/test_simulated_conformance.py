@@ -109,7 +109,9 @@ class SimulatedBench(Bench):
     stuck_revision = crashing_revision = ready_revision  # the world has their fates
 
     def kill_revision(self, deployment, revision):
-        self.cloud.deployments._crash(self.cloud.deployments._deployments[deployment][revision])
+        up = self.cloud.deployments._deployments[deployment][revision]
+        for machines in up.alive:
+            self.cloud.deployments._crash(up, machines)
         return True
 
     def ask(self, deployment):

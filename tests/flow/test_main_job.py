@@ -140,7 +140,7 @@ def test_a_deployment_from_call_to_end(home):
 
 
 def _metrics(home, token):
-    state = json.loads(next((home / "local/deployments").glob("*/revisions/*/server.json")).read_text())
+    state = json.loads(next((home / "local/deployments").glob("*/revisions/*/*/server.json")).read_text())
     asked = urllib.request.Request(f"http://127.0.0.1:{state['port']}/metrics", headers={"authorization": f"Bearer {token}"})
     return urllib.request.urlopen(asked).read().decode()
 

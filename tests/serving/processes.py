@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -11,6 +12,8 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 MODEL = Path(__file__).with_name("served_model.py")
 
@@ -45,6 +48,10 @@ def body_of(x, **more):
     return json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [len(rows), 2], "data": rows}], **more})
 
 
+def _listed(servers):
+    return servers if isinstance(servers, list) else [servers]
+
+
 class Served:
     """A real process that serves, with its state folder and its log."""
 
@@ -60,12 +67,16 @@ class Served:
 
     def wait_until_ready(self):
         until = time.monotonic() + 20
-        while not self.state_file.exists() or self.state["pid"] != self.process.pid:
+        while not self.state_file.exists() or not self._is_mine(self.state["pid"]):
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < until, self.log.read_text()
             time.sleep(0.02)
         self.port = self.state["port"]
         return self
+
+    def _is_mine(self, pid):
+        """Whether it is our process, or its child: a router is kept by its parent."""
+        return pid == self.process.pid or (psutil.pid_exists(pid) and psutil.Process(pid).ppid() == self.process.pid)
 
     def get(self, path, **headers):
         return ask(self.port, "GET", path, None, headers)
@@ -77,7 +88,7 @@ class Served:
         return ask(self.port, "POST", path, body_of(x, **more), headers)
 
     def route(self, traffic, servers):
-        backends = {name: {"port": getattr(server, "port", server)} for name, server in servers.items()}
+        backends = {name: {"ports": [getattr(one, "port", one) for one in _listed(server)]} for name, server in servers.items()}
         fresh = self.folder / "routes.fresh"
         fresh.write_text(json.dumps({"traffic": traffic, "backends": backends}))
         fresh.replace(self.folder / "routes.json")
@@ -90,8 +101,10 @@ class Served:
         return self.process.wait(timeout)
 
     def kill(self):
-        if self.process.poll() is None:
-            os.kill(self.process.pid, signal.SIGKILL)
+        children = psutil.Process(self.process.pid).children() if self.process.poll() is None else []
+        for pid in (self.process.pid, *(child.pid for child in children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
 

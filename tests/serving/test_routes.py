@@ -13,7 +13,7 @@ from cloudai.serving.routes import RouteFile, RouteTable
 
 
 def text_of(traffic, ports=None):
-    backends = {name: {"port": port} for name, port in (ports or dict.fromkeys(traffic, 1)).items()}
+    backends = {name: {"ports": [port]} for name, port in (ports or dict.fromkeys(traffic, 1)).items()}
     return json.dumps({"traffic": traffic, "backends": backends})
 
 
@@ -55,11 +55,11 @@ def test_a_table_without_traffic_chooses_nobody():
         "[]",
         "{}",
         '{"traffic": {"a": 100}, "backends": {}}',
-        '{"traffic": {"a": 100}, "backends": {"a": {"port": 0}}}',
-        '{"traffic": {"a": 100}, "backends": {"a": {"port": "80"}}}',
-        '{"traffic": {"a": 100}, "backends": {"a": {"port": true}}}',
+        '{"traffic": {"a": 100}, "backends": {"a": {"ports": [0]}}}',
+        '{"traffic": {"a": 100}, "backends": {"a": {"ports": ["80"]}}}',
+        '{"traffic": {"a": 100}, "backends": {"a": {"ports": [true]}}}',
         '{"traffic": [100], "backends": {}}',
-        '{"traffic": {"a": NaN}, "backends": {"a": {"port": 1}}}',
+        '{"traffic": {"a": NaN}, "backends": {"a": {"ports": [1]}}}',
         text_of({"a": 99}),
         text_of({"a": 0}),
         text_of({"a": 150, "b": -50}),

@@ -279,7 +279,8 @@ class AppliesAnew(MemoryDriver):
             old = self.world.deployments.get(name, {}).pop(revision.id, None)
             super().apply(name, revision, key=key)
             if old is not None:
-                self.world.deployments[name][revision.id].applied = old.applied
+                new = self.world.deployments[name][revision.id]
+                new.applied, new.pids = old.applied, self.new_pids(len(old.pids))
         return revision.id
 
 
@@ -289,6 +290,41 @@ class LeavesTheDead(MemoryDriver):
     def apply(self, name, revision, *, key):
         known = revision.id in self.world.deployments.get(name, {})
         return revision.id if known else super().apply(name, revision, key=key)
+
+
+class ScalesAnew(MemoryDriver):
+    """scale-is-kept: a new number of replicas is a new set of them."""
+
+    def scale(self, name, revision, replicas):
+        with self.world.lock:
+            super().scale(name, revision, replicas)
+            found = self.world.deployments[name][revision]
+            found.pids = self.new_pids(len(found.pids))
+
+
+class CountsTheDead(MemoryDriver):
+    """scale-replaces-the-dead: there are as many as asked for, it says, and does not look whether they live."""
+
+    def replace_dead(self, name, found):
+        pass
+
+
+class AppliesToTheSleeping(MemoryDriver):
+    """asleep-is-ready: it takes a revision without replicas for a dead one."""
+
+    def apply(self, name, revision, *, key):
+        with self.world.lock:
+            found = self.world.deployments.get(name, {}).get(revision.id)
+            if found is not None and not found.pids:
+                found.pids = self.new_pids(1)
+            return super().apply(name, revision, key=key)
+
+
+class ScalesBelowNothing(MemoryDriver):
+    """scale-refuses-the-impossible: a negative number is a list without its end."""
+
+    def check_count(self, replicas):
+        pass
 
 
 class RoundsTraffic(MemoryDriver):

@@ -56,7 +56,7 @@ class MemoryJob:
 class MemoryRevision:
     revision: Revision
     applied: float
-    pid: int
+    pids: list[int]
     dead: bool = False
 
 
@@ -77,7 +77,16 @@ class MemoryDriver:
     """Jobs and revisions as entries of a World: what their argv says is all that they do."""
 
     name = "memory"
-    capabilities = Capabilities(train=True, serve=True, telemetry=True, spot=True, max_workers=4, routing="weights")
+    capabilities = Capabilities(
+        train=True,
+        serve=True,
+        telemetry=True,
+        spot=True,
+        max_workers=4,
+        routing="weights",
+        scale_to_zero=True,
+        autoscaling="asked",
+    )
 
     def __init__(self, world):
         self.world = world
@@ -155,9 +164,32 @@ class MemoryDriver:
             revisions = self.world.deployments.setdefault(name, {})
             found = revisions.get(revision.id)
             if found is None or found.dead:
-                self.world.pids += 1
-                revisions[revision.id] = MemoryRevision(revision, self.world.clock.now(), self.world.pids)
+                count = len(found.pids) if found else max(1, revision.scaling.min_replicas)
+                revisions[revision.id] = MemoryRevision(revision, self.world.clock.now(), self.new_pids(count))
         return revision.id
+
+    def new_pids(self, count):
+        self.world.pids += count
+        return list(range(self.world.pids - count, self.world.pids))
+
+    def scale(self, name, revision, replicas):
+        with self.world.lock:
+            self.check_count(replicas)
+            found = self.world.deployments.get(name, {}).get(revision)
+            if found is None:
+                raise DriverError(f"{name!r} has no {revision!r}", fix="apply it first")
+            self.replace_dead(name, found)
+            found.pids[replicas:] = self.new_pids(max(0, replicas - len(found.pids)))
+
+    def check_count(self, replicas):
+        if replicas < 0:
+            raise SpecError(f"there cannot be {replicas} replicas", fix="give 0 or more")
+
+    def replace_dead(self, name, found):
+        if found.dead:
+            self.apply(name, found.revision, key="")
+            found.dead, found.pids = False, self.world.deployments[name][found.revision.id].pids
+            self.world.deployments[name][found.revision.id] = found
 
     def route(self, name, traffic):
         with self.world.lock:
@@ -196,11 +228,11 @@ class MemoryDriver:
             return RevisionStatus(RevisionId(revision), ready=False, replicas=0, traffic=0)
         kind, age = found.revision.argv[0], self.world.clock.now() - found.applied
         dead = found.dead or (kind == "crash" and age >= 1)
-        ready = kind == "ready" and age >= 2 and not dead
+        ready = (kind == "ready" and age >= 2 and not dead) or not found.pids
         reason = "" if ready else "it has crashed" if dead else "not ready yet"
         traffic = self.world.traffic.get(name, {}).get(revision, 0)
-        pids = () if dead else (found.pid,)
-        return RevisionStatus(found.revision.id, ready, int(not dead), traffic, reason, pids)
+        pids = () if dead else tuple(found.pids)
+        return RevisionStatus(found.revision.id, ready, len(pids), traffic, reason, pids, 0.0, len(pids) if ready else 0)
 
     def delete(self, name):
         with self.world.lock:

@@ -51,7 +51,14 @@ class LocalDriver:
 
     name = "local"
     capabilities = Capabilities(
-        train=True, serve=True, telemetry=True, max_workers=os.cpu_count() or 1, routing="weights", here=True
+        train=True,
+        serve=True,
+        telemetry=True,
+        max_workers=os.cpu_count() or 1,
+        routing="weights",
+        scale_to_zero=True,
+        autoscaling="asked",
+        here=True,
     )
 
     def __init__(self, root: Path | None = None) -> None:
@@ -124,15 +131,19 @@ class LocalDriver:
             self._jobs.stop(job_id, grace=_GRACE)
 
     def apply(self, name: str, revision: Revision, *, key: str) -> RevisionId:
-        """Bring a revision up as a process, or up again where it has died."""
+        """Bring a revision up as processes, or up again where they have died."""
         return self._deployments.apply(name, revision)
+
+    def scale(self, name: str, revision: RevisionId, replicas: int) -> None:
+        """Start and end processes of a revision until there are so many."""
+        self._deployments.scale(name, revision, replicas)
 
     def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
         """Write the routing table, which the router reads at its next request."""
         self._deployments.route(name, traffic)
 
     def retire(self, name: str, revision: RevisionId) -> None:
-        """Drain and end one revision's process."""
+        """Drain and end one revision's processes."""
         self._deployments.retire(name, revision)
 
     def inspect(self, name: str) -> DeploymentStatus:

@@ -24,7 +24,7 @@ import psutil
 from cloudai.errors import DriverError
 from cloudai.files import append_to, private_folder, replace_file
 
-__all__ = ["Process", "Processes"]
+__all__ = ["Process", "Processes", "locked"]
 
 # "mkdir … started" makes sure that of two starters only one starts; the trap lets the shell outlive a SIGTERM to the
 # whole group, so that it still writes the exit code of the worker. The last line ends what the worker has left behind, and the
@@ -83,7 +83,7 @@ class Processes:
         """
         folder = self.folder(key)
         private_folder(folder)
-        with _locked(folder / "lock"):
+        with locked(folder / "lock"):
             if again:
                 self._clear_ended(key)
             if (folder / "started").exists():
@@ -137,20 +137,29 @@ class Processes:
 
     def stop(self, key: str, *, grace: float) -> None:
         """End the process: SIGTERM, and after `grace` seconds SIGKILL to all that is left of its group."""
+        self.tell_to_end(key)
+        self.see_end(key, grace=grace)
+
+    def tell_to_end(self, key: str) -> None:
+        """Send SIGTERM to the process and all that it started; nothing happens where it has ended."""
+        self.signal(key, signal.SIGTERM)
+        self.signal(key, signal.SIGCONT)  # one that was stopped would not hear the other
+
+    def see_end(self, key: str, *, grace: float) -> None:
+        """Wait for the end of a process that was told to, and after `grace` seconds kill all that is left of its group."""
         process = self.look(key)
         if process is None or not process.alive or process.pid is None:
             return
-        group = self._group(key, process.pid)
-        self.signal(key, signal.SIGTERM)
-        self.signal(key, signal.SIGCONT)  # one that was stopped would not hear the other
-        deadline = time.monotonic() + grace
-        while time.monotonic() < deadline and (now := self.look(key)) is not None and now.alive:
-            time.sleep(0.02)
-        if (now := self.look(key)) is not None and now.alive:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(group, signal.SIGKILL)
-        while (now := self.look(key)) is not None and now.alive:
-            time.sleep(0.01)
+        with contextlib.suppress(ProcessLookupError):
+            group = self._group(key, process.pid)
+            deadline = time.monotonic() + grace
+            while time.monotonic() < deadline and (now := self.look(key)) is not None and now.alive:
+                time.sleep(0.02)
+            if (now := self.look(key)) is not None and now.alive:
+                with contextlib.suppress(PermissionError):
+                    os.killpg(group, signal.SIGKILL)
+            while (now := self.look(key)) is not None and now.alive:
+                time.sleep(0.01)
 
     def log_lines(self, key: str, *, follow: bool) -> Iterator[str]:
         """Read the lines that the process wrote; with `follow`, until it ends."""
@@ -172,7 +181,8 @@ class Processes:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock that a file stands for, against other threads and processes of this machine."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -30,7 +30,7 @@ _ALIVE = ("DEPLOYING", "RUNNING", "UNHEALTHY")
 """What Ray Serve says of an application that it keeps up, or means to."""
 _DEFAULTS = ServerLimits()
 _ANSWERING = ("RUNNING", "UPDATING")
-_LOCAL_OPTIONS = ("--token-file", "--lease-file")
+_LOCAL_OPTIONS = ("--token-file", "--lease-file", "--news-file")
 """Options of a server that name files of this machine."""
 _FIRST = 60.0
 """Seconds that the dashboard has to say what Ray Serve has: for the first such question it connects to its own cluster."""
@@ -71,7 +71,7 @@ class Found:
     @property
     def answers(self) -> bool:
         """Whether the gate answers."""
-        return _answers(self._gate)
+        return bool(_answering(self._gate))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Found:
         """Whether a revision answers, or would begin to if it were asked."""
         found = self.revisions.get(revision, {})
         asleep = found.get("status") == "RUNNING" and not _replicas(found)
-        return asleep or _answers(found)
+        return asleep or bool(_answering(found))
 
     def is_scaled(self, revision: Revision) -> bool:
         """Whether Ray Serve has been told of the number of replicas that a revision of ours may have."""
@@ -119,7 +119,8 @@ class Found:
         coming = found["status"] == "DEPLOYING"  # it has no replica yet, and need not be started again
         replicas = 0 if found["status"] == "DEPLOY_FAILED" else max(len(pids), int(coming))
         reason = "" if ready else _reason(found)
-        return RevisionStatus(RevisionId(revision), ready, replicas, self.traffic.get(revision, 0), reason, pids)
+        traffic = self.traffic.get(revision, 0)
+        return RevisionStatus(RevisionId(revision), ready, replicas, traffic, reason, pids, ready_replicas=_answering(found))
 
 
 def _replicas(application: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -127,9 +128,10 @@ def _replicas(application: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [replica for deployment in deployments for replica in deployment.get("replicas", ())]
 
 
-def _answers(application: Mapping[str, Any]) -> bool:
-    """Whether a replica answers: also while another starts, is lost, or is told of a new configuration."""
-    return application.get("status") in _ALIVE and any(found.get("state") in _ANSWERING for found in _replicas(application))
+def _answering(application: Mapping[str, Any]) -> int:
+    """Return how many replicas answer: also while others start, are lost, or are told of a new configuration."""
+    alive = application.get("status") in _ALIVE
+    return sum(replica.get("state") in _ANSWERING for replica in _replicas(application)) if alive else 0
 
 
 def _pids(application: Mapping[str, Any]) -> tuple[int, ...]:

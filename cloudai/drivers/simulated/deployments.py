@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,10 @@ from cloudai.drivers.simulated.world import Fate
 from cloudai.errors import DriverError, SpecError
 
 __all__ = ["Deployments", "Shift", "Traffic"]
+
+_MOST_WAITING = 256
+"""Requests that wait for a revision that is asleep; more are refused."""
+_RETIRED = -1
 
 
 @dataclass(frozen=True)
@@ -77,14 +82,17 @@ class _Up:
 
     revision: Revision
     fate: Fate
-    machines: Taken
+    wanted: int
+    replicas: list[Taken] = field(default_factory=list)
+    """The machines of its replicas, also of those that have ended."""
     reason: str = ""
     shares: list[tuple[float, int]] = field(default_factory=list)
     """(when, share) of each change of its traffic."""
+    asleep_since: float = 0.0
 
     @property
-    def alive(self) -> bool:
-        return self.machines.ends is None
+    def alive(self) -> list[Taken]:
+        return [machines for machines in self.replicas if machines.ends is None]
 
     @property
     def share(self) -> int:
@@ -99,8 +107,18 @@ class _Up:
         ends = [at for at, _ in self.shares[1:]] + [now]
         return sum(share / 100 * (end - at) for (at, share), end in zip(self.shares, ends, strict=True))
 
+    def answering(self, now: float) -> int:
+        """Return how many of its replicas take requests."""
+        return sum(self.fate.ready and now >= machines.starts + self.fate.boot for machines in self.alive)
+
     def ready(self, now: float) -> bool:
-        return self.alive and self.fate.ready and now >= self.machines.starts + self.fate.boot
+        return self.wanted == 0 or self.answering(now) > 0
+
+    def ongoing(self, now: float, rate: float) -> float:
+        """Return its ongoing requests by Little's law, and those that wait since it fell asleep, at so many a second."""
+        its_rate = rate * self.share / 100
+        waiting = 0.0 if self.answering(now) else min(_MOST_WAITING, its_rate * (now - self.asleep_since))
+        return its_rate * self.fate.latency + waiting
 
 
 class Deployments:
@@ -109,32 +127,46 @@ class Deployments:
     def __init__(self, timeline: Timeline, machines: Machines, traffic: Mapping[str, Traffic]) -> None:
         self._timeline, self._machines, self._traffic = timeline, machines, traffic
         self._deployments: dict[str, dict[str, _Up]] = {}
-        self._gone: dict[str, list[Taken]] = {}
 
     def apply(self, name: str, revision: Revision) -> RevisionId:
-        """Bring a revision up, or up again where it has ended."""
+        """Bring a revision up, or what of it has ended."""
         up = self._deployments.setdefault(name, {})
-        before = up.get(revision.id)
-        if before is None or not before.alive:
-            fate = self._machines.world.fate(revision.id)
-            taken = self._machines.take_cheapest(revision.needs, f"revision {name}/{revision.id}")
-            up[revision.id] = fresh = _Up(revision, fate, taken, reason=before.reason if before else "")
-            if before is not None:
-                self._gone.setdefault(name, []).append(before.machines)
-            self._plan(fresh)
+        first = max(1, revision.scaling.min_replicas)
+        if revision.id not in up:
+            up[revision.id] = _Up(revision, self._machines.world.fate(revision.id), first)
+        elif up[revision.id].wanted == _RETIRED:
+            up[revision.id].wanted = first
+        self._fill_up(name, up[revision.id])
         return RevisionId(revision.id)
 
-    def _plan(self, up: _Up) -> None:
-        starts = up.machines.starts
-        self._timeline.plan(starts + up.fate.boot, lambda: None)  # a moment at which there is news
-        if up.fate.crash_after is not None:
-            self._timeline.plan(starts + up.fate.crash_after, lambda: self._crash(up))
+    def scale(self, name: str, revision: str, replicas: int) -> None:
+        """Take machines for the replicas that are missing, give those back that are too many."""
+        if replicas < 0:
+            raise SpecError(f"there cannot be {replicas} replicas", fix="give 0 or more")
+        up = self._deployments.get(name, {}).get(revision)
+        if up is None:
+            raise DriverError(f"{name!r} has no revision {revision!r}", fix="apply it first")
+        if up.wanted and not replicas:
+            up.asleep_since = self._timeline.now
+        up.wanted = replicas
+        self._fill_up(name, up)
+        for machines in up.alive[replicas:]:
+            self._machines.give_back(machines)
 
-    def _crash(self, up: _Up) -> None:
-        if up.alive:
-            up.give(0, self._timeline.now)
+    def _fill_up(self, name: str, up: _Up) -> None:
+        for _ in range(up.wanted - len(up.alive)):
+            taken = self._machines.take_cheapest(up.revision.needs, f"revision {name}/{up.revision.id}")
+            up.replicas.append(taken)
+            self._timeline.plan(taken.starts + up.fate.boot, lambda: None)  # a moment at which there is news
+            if up.fate.crash_after is not None:
+                self._timeline.plan(taken.starts + up.fate.crash_after, functools.partial(self._crash, up, taken))
+
+    def _crash(self, up: _Up, machines: Taken) -> None:
+        if machines.ends is None:
+            self._machines.give_back(machines)
             up.reason = "the process ended by itself"
-            self._machines.give_back(up.machines)
+            if not up.alive:
+                up.give(0, self._timeline.now)
 
     def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
         """Split the traffic: all of it at once, or not at all."""
@@ -154,29 +186,34 @@ class Deployments:
             return
         if up.share:
             raise SpecError(f"the revision {revision!r} of {name!r} has traffic", fix="route its traffic elsewhere first")
-        self._machines.give_back(up.machines)
+        for machines in up.alive:
+            self._machines.give_back(machines)
+        up.wanted = _RETIRED
 
     def inspect(self, name: str) -> DeploymentStatus:
         """Say what is there."""
         up, now = self._deployments.get(name, {}), self._timeline.now
-        revisions = tuple(self._look(key, revision, now) for key, revision in sorted(up.items()))
+        revisions = tuple(self._look(name, key, revision, now) for key, revision in sorted(up.items()))
         answering = [revision for revision in revisions if revision.traffic]
         ready = bool(answering) and all(revision.ready for revision in answering)
-        taken = [*self._gone.get(name, []), *(revision.machines for revision in up.values())]
+        taken = [machines for revision in up.values() for machines in revision.replicas]
         cost = sum(machines.cost(now) for machines in taken) if taken else None
         return DeploymentStatus(name, f"simulated://{name}" if up else "", ready, revisions, cost=cost)
 
-    def _look(self, key: str, up: _Up, now: float) -> RevisionStatus:
-        ready = up.ready(now)
-        never = up.alive and not up.fate.ready and now >= up.machines.starts + up.fate.boot
+    def _look(self, name: str, key: str, up: _Up, now: float) -> RevisionStatus:
+        ready, alive = up.ready(now), up.alive
+        never = alive and not up.fate.ready and now >= alive[0].starts + up.fate.boot
         reason = "it does not become ready" if never else "" if ready else up.reason
-        return RevisionStatus(RevisionId(key), ready, int(up.alive), up.share, reason)
+        ongoing = up.ongoing(now, self._rate(name))
+        return RevisionStatus(
+            RevisionId(key), ready, len(alive), up.share, reason, ongoing=ongoing, ready_replicas=up.answering(now)
+        )
 
     def delete(self, name: str) -> None:
         """End a deployment."""
         for up in self._deployments.pop(name, {}).values():
-            self._machines.give_back(up.machines)
-        self._gone.pop(name, None)
+            for machines in up.alive:
+                self._machines.give_back(machines)
 
     def _rate(self, name: str) -> float:
         return self._traffic[name].per_minute / 60 if name in self._traffic else 0.0

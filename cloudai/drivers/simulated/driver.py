@@ -105,7 +105,16 @@ class SimulatedDriver:
 
     name = "simulated"
     capabilities = Capabilities(
-        train=True, serve=True, telemetry=True, gpu=True, spot=True, max_workers=4096, routing="weights", here=True
+        train=True,
+        serve=True,
+        telemetry=True,
+        gpu=True,
+        spot=True,
+        max_workers=4096,
+        routing="weights",
+        scale_to_zero=True,
+        autoscaling="asked",
+        here=True,
     )
 
     def __init__(self, cloud: SimulatedCloud | None = None) -> None:
@@ -149,15 +158,19 @@ class SimulatedDriver:
         self._cloud.call("cancel", lambda: self._cloud.jobs.cancel(job_id))
 
     def apply(self, name: str, revision: Revision, *, key: str) -> RevisionId:
-        """Take a machine for the revision."""
+        """Take a machine for each replica of the revision."""
         return self._cloud.call("apply", lambda: self._cloud.deployments.apply(name, revision))
+
+    def scale(self, name: str, revision: RevisionId, replicas: int) -> None:
+        """Take machines or give them back until the revision has so many replicas."""
+        self._cloud.call("scale", lambda: self._cloud.deployments.scale(name, revision, replicas))
 
     def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
         """Split the traffic."""
         self._cloud.call("route", lambda: self._cloud.deployments.route(name, traffic))
 
     def retire(self, name: str, revision: RevisionId) -> None:
-        """Give the revision's machine back."""
+        """Give the revision's machines back."""
         self._cloud.call("retire", lambda: self._cloud.deployments.retire(name, revision))
 
     def inspect(self, name: str) -> DeploymentStatus:

@@ -1,7 +1,7 @@
 """What a simulated cloud is made of: data and nothing else, so that it can be written down, varied and read back.
 
 Times are seconds after the simulation's start, or texts such as ``"40m"``. Machines are whole: a job takes one machine for
-each of its workers, a revision takes one.
+each of its workers, a revision one for each replica.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from cloudai.specs.validation import Spec
 __all__ = ["Act", "Crash", "Fate", "LostAnswer", "Machine", "Outage", "Preemption", "World", "Zone"]
 
 Act = Literal[
-    "offers", "submit", "status", "logs", "cancel", "apply", "route", "retire", "inspect", "delete", "metrics", "samples"
-]
+    "offers", "submit", "status", "logs", "cancel", "apply", "scale", "route", "retire", "inspect", "delete", "metrics",
+    "samples",
+]  # fmt: skip
 """What a driver can be asked for."""
 
 

@@ -115,7 +115,7 @@ class PocketDriver:
         for revision, port in ports.items():
             if port is None:
                 raise DriverError(f"{revision!r} of {name!r} is not ready", fix="route to it when it is")
-        backends = {revision: {"port": port} for revision, port in ports.items()}
+        backends = {revision: {"ports": [port]} for revision, port in ports.items()}
         put(self._deployment(name) / "routes.json", json.dumps({"traffic": dict(traffic), "backends": backends}))
 
     def retire(self, name, revision):
