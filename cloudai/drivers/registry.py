@@ -21,6 +21,7 @@ from cloudai.drivers.protocols import (
     Needs,
     Offer,
     Problem,
+    ScaleDriver,
     ServeDriver,
     TelemetryDriver,
     TrainDriver,
@@ -210,16 +211,12 @@ def _lacks(driver: Any, name: str) -> str:
     if getattr(driver, "name", None) != name:
         return f"it calls itself {getattr(driver, 'name', None)!r}"
     wanted = [("", Driver), *((act, protocol) for act, protocol in _PROTOCOLS.items() if getattr(capabilities, act))]
+    wanted += [("be asked to scale", ScaleDriver)] if capabilities.autoscaling == "asked" else []
     for act, protocol in wanted:
         for method in (method for method in vars(protocol) if not method.startswith("_") and callable(vars(protocol)[method])):
-            if not callable(getattr(driver, method, None)) and _is_called(method, capabilities):
+            if not callable(getattr(driver, method, None)):
                 return f"it has no method {method}()" + (f", and says that it can {act}" if act else "")
     return ""
-
-
-def _is_called(method: str, capabilities: Capabilities) -> bool:
-    """Whether a driver that can do this is ever asked for a method: `scale` only where it says that it wants to be."""
-    return method != "scale" or capabilities.autoscaling == "asked"
 
 
 def _load(path: str) -> Callable[[], Driver]:

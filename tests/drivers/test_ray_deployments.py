@@ -198,9 +198,9 @@ def deployments(token_file):
 def test_what_is_wrong_is_said_before_anything_is_asked_of_the_cluster(deployments):
     for traffic in ({}, {RevisionId("a"): 90}, {RevisionId("a"): 150, RevisionId("b"): -50}):
         with pytest.raises(SpecError, match="sum to 100"):
-            deployments.route("d", traffic)
+            deployments.route("d", traffic, "")
     with pytest.raises(DriverError, match="'a' of 'd' is not up"):
-        deployments.route("d", {RevisionId("a"): 100})
+        deployments.route("d", {RevisionId("a"): 100}, "")
     deployments.retire("d", RevisionId("a"))
     deployments.delete("d")
     assert list(deployments.metrics("d")) == list(deployments.samples("d", 0.0, 10)) == []

@@ -21,8 +21,8 @@ INFER = "/v2/models/scaler/infer"
 X = np.array([[1, 0]], "float32")
 CLOSED = [
     ("GET", "/v2"), ("GET", "/metrics"), ("GET", "/v2/models/scaler"), ("GET", "/v2/models/scaler/ready"), ("POST", INFER),
-    ("POST", "/internal/flush"), ("GET", "/internal/ongoing"), ("OPTIONS", INFER), ("GET", "/nothing"), ("GET", "//v2/health/live"),
-    ("GET", "/v2/health/live/../../models/scaler"),
+    ("POST", "/internal/flush"), ("OPTIONS", INFER), ("GET", "/nothing"), ("GET", "//v2/health/live"),
+    ("GET", "/v2/health/live/../../models/scaler"), ("GET", "/internal/ongoing"),
 ]  # fmt: skip
 
 

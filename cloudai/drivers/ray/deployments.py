@@ -84,6 +84,11 @@ class Found:
         """The share of each revision that has one."""
         return dict(self.config.get("traffic", {})) if self.gate_is_up else {}
 
+    @property
+    def sticky(self) -> str:
+        """The header by whose value a revision is chosen."""
+        return str(self.config.get("sticky", ""))
+
     def is_up(self, revision: str) -> bool:
         """Whether a revision is there, or on its way."""
         return self.revisions.get(revision, {}).get("status") in _ALIVE
@@ -110,7 +115,7 @@ class Found:
         revisions = tuple(self._revision(revision) for revision in self.revisions)
         with_traffic = [revision for revision in revisions if revision.traffic]
         ready = self.answers and bool(with_traffic) and all(revision.ready for revision in with_traffic)
-        return DeploymentStatus(name, url if self.answers else "", ready, revisions, _pids(self._gate))
+        return DeploymentStatus(name, url if self.answers else "", ready, revisions, _pids(self._gate), sticky=self.sticky)
 
     def _revision(self, revision: str) -> RevisionStatus:
         found = self.revisions[revision]
@@ -179,7 +184,7 @@ class Deployments:
             self._desk(found).carry_out(**wanted)
         return revision.id
 
-    def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
+    def route(self, name: str, traffic: Mapping[RevisionId, Percent], sticky: str) -> None:
         """Give the gate another table, in one step."""
         if sum(traffic.values()) != 100 or min(traffic.values()) < 0:
             raise SpecError(f"the traffic {dict(traffic)} does not sum to 100", fix="give percentages that sum to 100")
@@ -189,8 +194,8 @@ class Deployments:
         if missing or not found.gate_is_up:
             what = f"the revision {missing[0]!r} of {name!r} is not up" if missing else f"{name!r} is not up"
             raise DriverError(what, fix="route to it when it is ready")
-        if shares != found.traffic:
-            config = {**found.config, "traffic": shares}
+        if (shares, sticky) != (found.traffic, found.sticky):
+            config = {**found.config, "traffic": shares, "sticky": sticky}
             self._desk(found).carry_out(gate=config)
 
     def retire(self, name: str, revision: RevisionId) -> None:
