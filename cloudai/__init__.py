@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cloudai.specs.search import Search, choice, integers, log_uniform, uniform
     from cloudai.specs.serving import AutoscalingPolicy, ServerLimits
     from cloudai.specs.texts import Lora
+    from cloudai.specs.tls import Tls
     from cloudai.specs.training import CheckpointPolicy
     from cloudai.training.context import Context
     from cloudai.training.run import Run
@@ -58,6 +59,7 @@ _WHERE = {
     "Search": "cloudai.specs.search",
     "ServerLimits": "cloudai.specs.serving",
     "Table": "cloudai.training.tables",
+    "Tls": "cloudai.specs.tls",
     "attach": "cloudai._api",
     "choice": "cloudai.specs.search",
     "benchmark": "cloudai._api",
@@ -101,6 +103,7 @@ __all__ = [
     "Search",
     "ServerLimits",
     "Table",
+    "Tls",
     "attach",
     "benchmark",
     "choice",

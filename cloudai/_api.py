@@ -31,7 +31,7 @@ from cloudai.serving.advance import advance as advance_deployment
 from cloudai.serving.advance import due as deployment_due
 from cloudai.serving.advance import needs_of as deployment_needs
 from cloudai.serving.deployment import Deployment, check_reach, deployment_spending, model_entry, revision_id
-from cloudai.serving.ports import check_port
+from cloudai.serving.exposure import check_exposure
 from cloudai.serving.scaling import check_autoscaling
 from cloudai.serving.split import Split
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
@@ -39,6 +39,7 @@ from cloudai.specs.resources import Resources
 from cloudai.specs.schedule import ScheduleSpec
 from cloudai.specs.search import Search
 from cloudai.specs.serving import AutoscalingPolicy, DeploySpec, ServerLimits
+from cloudai.specs.tls import Tls
 from cloudai.specs.training import TrainSpec
 from cloudai.state.leader import ensure_supervisor
 from cloudai.state.ledger import Ledger, Record, open_ledger
@@ -78,6 +79,9 @@ class DeployOptions(TypedDict, total=False):
     on: str
     name: str | None
     port: int
+    grpc_port: int | None
+    host: str
+    tls: Tls | None
     resources: Resources
     limits: ServerLimits
     autoscaling: AutoscalingPolicy
@@ -203,14 +207,15 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
     model : Model, Run or str
         A model; a run, whose model is deployed as soon as there is one; or a model's name as for `load_model`.
     **options
-        ``name`` (by default the model's), ``on`` (the driver), ``port``, ``resources`` (of one replica), ``limits``,
-        ``autoscaling`` (how many replicas; one by default) and ``lease`` (how long it stays up when no live handle renews it;
-        ``None`` for ever).
+        ``name`` (by default the model's), ``on`` (the driver), ``port``, ``grpc_port`` (0 takes a free one; without it gRPC is
+        not spoken), ``host`` (the address to listen on, by default this machine only), ``tls`` (a `Tls`), ``resources`` (of one
+        replica), ``limits``, ``autoscaling`` (how many replicas; one by default) and ``lease`` (how long it stays up when no
+        live handle renews it; ``None`` for ever).
 
     Raises
     ------
     SpecError
-        If an option is wrong, the port is taken, or there is a deployment of that name.
+        If an option is wrong, the port is taken, the files of TLS cannot be used, or there is a deployment of that name.
     StoreError
         If the model lies on this machine and would be served on others.
     IntegrityError
@@ -222,11 +227,8 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
     revision, entry = _revision(model)
     name = options.get("name") or (model.spec.model_name if isinstance(model, Run) else model.name)
     lease = options.get("lease", settings.current().deployment_lease)
-    values = {
-        key: value
-        for key, value in options.items()
-        if key in ("on", "port", "resources", "limits", "autoscaling") and value is not None
-    }
+    asked = ("on", "port", "grpc_port", "host", "tls", "resources", "limits", "autoscaling")
+    values = {key: value for key, value in options.items() if key in asked and value is not None}
     spec = DeploySpec.of(name=name, lease=lease, **values)
     driver = registry.serve_driver(spec.on)
     refuse_unset(spec.on, settings.current())
@@ -235,7 +237,9 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
     offer = _offer_at_once(driver, deployment_needs(spec))
     if driver.capabilities.here:
         require("serving", "serve", "torch", "uvicorn", "aiohttp", "prometheus_client")
-    check_port(spec.port)
+        if spec.grpc_port is not None:
+            require("gRPC", "serve", "grpc", "google.protobuf")
+    check_exposure(spec, driver)
     desired = {"revisions": {revision: entry}, "rollout": Split(revision).to_json(), "offer": offer}
     record = ledger.replace("deployment", spec.name, spec.model_dump(mode="json"), desired)  # its token is in this home
     ensure_supervisor(ledger.home)

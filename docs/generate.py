@@ -280,10 +280,13 @@ def refusals() -> str:
     return _table(("status", "it says", "what to do"), sorted(rows))
 
 
+_METRICS = ("metrics.py", "router_metrics.py", "generation_metrics.py")
+
+
 def metrics() -> str:
     """List the metrics of server and router with their labels."""
     rows = []
-    texts = [(PACKAGE / "serving" / name).read_text(encoding="utf-8") for name in ("metrics.py", "router_metrics.py")]
+    texts = [(PACKAGE / "serving" / name).read_text(encoding="utf-8") for name in _METRICS]
     for call in (node for text in texts for node in ast.walk(ast.parse(text))):
         name = getattr(call.func, "id", "") if isinstance(call, ast.Call) else ""
         kind = name.removesuffix("MetricFamily").lstrip("_").capitalize()

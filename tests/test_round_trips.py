@@ -31,6 +31,7 @@ from cloudai.specs.schedule import ScheduleSpec, TableSpec
 from cloudai.specs.search import Choice, Range, Search
 from cloudai.specs.serving import AutoscalingPolicy, DeploySpec, ServerLimits
 from cloudai.specs.texts import Lora, TextTask
+from cloudai.specs.tls import Tls
 from cloudai.specs.training import CheckpointPolicy, FailurePolicy, Loop, Source, SourceFile, TrainSpec, Work
 from cloudai.state.ledger import Ledger
 from cloudai.statistics.profiles import Profile
@@ -119,8 +120,18 @@ train_spec = st.builds(
     store=TEXT,
     tracking=TEXT,
 )
+pem = st.just("/tls/a.pem")
+tls = st.builds(Tls, certificate=pem, key=pem, client_ca=st.none() | pem, client_certificate=pem, client_key=pem)
 deploy_spec = st.builds(
-    DeploySpec, name=NAME, port=st.integers(0, 65535), resources=resources, limits=limits, lease=st.none() | SECONDS
+    DeploySpec,
+    name=NAME,
+    port=st.integers(0, 65535),
+    grpc_port=st.none() | st.integers(0, 65535),
+    host=st.sampled_from(["127.0.0.1", "models.example"]),
+    tls=st.none() | tls,
+    resources=resources,
+    limits=limits,
+    lease=st.none() | SECONDS,
 )
 monitor_spec = st.builds(MonitorSpec, every=st.floats(0.1, 1e9), drift=drift, decision=decision_policy)
 domain = st.one_of(
@@ -186,6 +197,7 @@ SPECS = {
     Guard: guard,
     Rollout: rollout,
     ServerLimits: limits,
+    Tls: tls,
     AutoscalingPolicy: autoscaling,
     DriftPolicy: drift,
     DecisionPolicy: decision_policy,

@@ -91,14 +91,23 @@ class FromElsewhere:
 
     @classmethod
     def from_transformers(
-        cls, source: Any, *, name: str, example: Any = None, metrics: Mapping[str, float] | None = None, data: Any = None
+        cls,
+        source: Any,
+        *,
+        name: str,
+        task: str = "text-classification",
+        example: Any = None,
+        metrics: Mapping[str, float] | None = None,
+        data: Any = None,
     ) -> Self:
-        """Record a model of transformers that classifies texts; its folder is checked before it is loaded.
+        """Record a model of transformers that works on texts; its folder is checked before it is loaded.
 
         Parameters
         ----------
         source : path, str, or (model, tokenizer)
             A folder that ``save_pretrained`` wrote, a name on the Hugging Face hub, or the objects, which stay as they are.
+        task : str
+            What it does: ``"text-classification"``, ``"causal-lm"`` (continues texts) or ``"embeddings"``.
         example : list of str, optional
             A few texts; made up where there are none.
         name, metrics, data
@@ -111,12 +120,12 @@ class FromElsewhere:
         IntegrityError
             If the weights are pickled, or code from beside the model would have to run.
         SpecError
-            If it does not classify texts.
+            If it cannot do the task.
         """
         needed("transformers", "text")
         from cloudai.artifacts import bringing, text_sources
 
-        return cls.open(*bringing.record(text_sources.brought(source, example), name, metrics, data))
+        return cls.open(*bringing.record(text_sources.brought(source, example, task), name, metrics, data))
 
     @classmethod
     def from_mlflow(

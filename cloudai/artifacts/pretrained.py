@@ -26,6 +26,7 @@ TAKEN = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "chat_template.jinja",
     "merges.txt",
     "model.safetensors.index.json",
     "*.safetensors",

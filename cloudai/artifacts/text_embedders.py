@@ -39,6 +39,7 @@ class Embedder(TextModel):
     task = "embeddings"
     auto = "AutoModel"
     able = "embed texts"
+    unneeded = ("pooler.",)  # the mean over the tokens is taken instead
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:

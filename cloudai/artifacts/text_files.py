@@ -38,13 +38,13 @@ class TextServable:
         self.name = name
         self.version = version
         self.signature = signature
-        self._model = model
+        self.model = model
         self._lock = threading.Lock()
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Answer texts, one row for each."""
         with self._lock:  # a tokenizer keeps its padding and truncation in itself
-            return self._model.answers(inputs)
+            return self.model.answers(inputs)
 
 
 def pack(model: TextModel, example: Mapping[str, np.ndarray]) -> tuple[dict[str, bytes], Signature]:
@@ -149,12 +149,21 @@ def load_folder(
             first = str(error).strip().split("\n")[0][:300]
             what = f"the pretrained model in {folder} cannot be loaded: {first}"
             raise IntegrityError(what, fix="save it again with the installed transformers") from error
-    if missing and classes is None:
-        raise SpecError(
-            f"the model in {folder} has not learned to {kind.able}: it lacks {min(missing)}",
-            fix="train it: cloudai.train(folder, data=(texts, labels))",
-        )
+    if classes is None:
+        _check_learned(model, kind, missing, folder)
     return kind(model.eval(), tokenizer, dict(facts or {}), frozenset(missing))
+
+
+def _check_learned(model: Any, kind: type[TextModel], missing: set[str], folder: Path) -> None:
+    """Refuse a model without weights that its task needs; others that it lacks are zero, and not drawn anew each time."""
+    needed = {name for name in missing if not name.startswith(kind.unneeded)}
+    if needed:
+        raise SpecError(
+            f"the model in {folder} has not learned to {kind.able}: it lacks {min(needed)}",
+            fix=f"train it: cloudai.train(folder, data, task={kind.task!r})",
+        )
+    for name in missing:
+        model.get_parameter(name).data.zero_()
 
 
 def _loaded(folder: str, kind: type[TextModel], classes: Sequence[str] | None) -> tuple[Any, set[str]]:

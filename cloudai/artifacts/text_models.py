@@ -51,6 +51,8 @@ class TextModel(ABC):
     """How many tokens of a text are looked at, where nothing else is said or the model takes fewer."""
     capped: ClassVar[bool] = True
     """Whether more cannot be asked for either."""
+    unneeded: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of names of weights that the task does without, so that a model may lack them."""
     inputs: ClassVar[Mapping[str, str]] = {"text": "inputs"}
     """The model's inputs, and the arrays of the training data that hold such."""
 

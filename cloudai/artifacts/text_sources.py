@@ -1,10 +1,10 @@
-"""Where models that classify texts come from: a folder, the Hugging Face hub, or objects in memory."""
+"""Where models on texts come from: a folder, the Hugging Face hub, or objects in memory."""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from cloudai.artifacts import pretrained
 from cloudai.artifacts.bringing import Brought
 from cloudai.artifacts.inputs import text_array
 from cloudai.artifacts.store import sha256
-from cloudai.artifacts.text_classifiers import check_classifies
-from cloudai.artifacts.text_files import load_folder, pack
+from cloudai.artifacts.text_classifiers import Classifier, check_classifies
+from cloudai.artifacts.text_files import KINDS, load_folder, pack
 from cloudai.artifacts.text_models import TextModel, quiet
+from cloudai.display import nearest
 from cloudai.errors import NotFoundError, SpecError
 
 __all__ = ["brought", "folder_of", "in_folder"]
@@ -25,24 +26,35 @@ __all__ = ["brought", "folder_of", "in_folder"]
 _EXAMPLE = ("An example.", "Another one, which is somewhat longer than the first.")
 
 
-def brought(source: Any, example: Any) -> Brought:
-    """Check a model that classifies texts, try it, and return its files.
+_FACTS: Mapping[str, Mapping[str, Any]] = {
+    "text-classification": {},
+    "causal-lm": {"max_new_tokens": 64},  # as `cloudai.train` takes where nothing else is said
+    "embeddings": {},
+}
+"""The tasks whose models can be brought, and what such a model has to know beside its weights."""
+
+
+def brought(source: Any, example: Any, task: str = "text-classification") -> Brought:
+    """Check a model on texts, try it, and return its files.
 
     Raises
     ------
     CloudAIError
         As `cloudai.Model.from_transformers`.
     """
+    if task not in _FACTS:
+        raise SpecError(f"a model for the task {task!r} cannot be brought", fix=nearest(task, list(_FACTS)))
     if isinstance(source, tuple):
-        classifier, origin = _from_objects(*_pair(source)), "objects of transformers"
+        model, origin = _from_objects(*_pair(source), task), "objects of transformers"
     else:
         folder = folder_of(source)
-        classifier, origin = load_folder(folder), _origin(source, folder)
-    check_classifies(classifier.model)
+        model, origin = load_folder(folder, KINDS[task], facts=_FACTS[task]), _origin(source, folder)
+    if isinstance(model, Classifier):
+        check_classifies(model.model)
     rows = _EXAMPLE if example is None else text_array(example, "the example").tolist()
-    files, signature = pack(classifier, {"text": packing.object_array(rows)})
+    files, signature = pack(model, {"text": packing.object_array(rows)})
     lineage = {"code": "", "module": sha256(files["config.json"]), "data": "", "source": origin}
-    return Brought("transformers", files, signature, lineage, classifier.labels)
+    return Brought("transformers", files, signature, lineage, model.labels)
 
 
 def folder_of(source: str | Path) -> Path:
@@ -72,12 +84,15 @@ def _pair(source: Sequence[Any]) -> tuple[Any, Any]:
     return source[0], source[1]
 
 
-def _from_objects(model: Any, tokenizer: Any) -> TextModel:
+def _from_objects(model: Any, tokenizer: Any, task: str) -> TextModel:
     """Load a copy of what the user holds, which stays as it is."""
-    check_classifies(model)
+    if task == Classifier.task:
+        check_classifies(model)
+    if not isinstance(model, transformers.PreTrainedModel):
+        raise SpecError(f"a {type(model).__name__} is no model of transformers", fix=f"use {KINDS[task].auto}")
     with tempfile.TemporaryDirectory(prefix="cloudai-text-") as name:
         in_folder(Path(name), model, tokenizer)
-        return load_folder(Path(name))
+        return load_folder(Path(name), KINDS[task], facts=_FACTS[task])
 
 
 def in_folder(folder: Path, *parts: Any) -> None:

@@ -64,6 +64,8 @@ class Capabilities:
     scale_to_zero: bool = False
     autoscaling: Literal["no", "asked", "own"] = "no"
     """Who changes the number of replicas: nobody, cloudai by `ScaleDriver.scale`, or the place itself by `Revision.scaling`."""
+    router: bool = False
+    """cloudai's own router stands before the revisions, so that `Revision.router` holds: TLS, an address, gRPC."""
     here: bool = False
     """It runs on this machine and in this environment, so what it lacks is known at once and a verb can say so."""
     elsewhere: bool = False
@@ -173,6 +175,8 @@ class Revision:
     port: int = 0
     """The port asked for the whole deployment; 0 lets the driver choose."""
     scaling: Scaling = field(default_factory=Scaling)
+    router: tuple[str, ...] = ()
+    """Options of cloudai's router, where the driver has one."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +210,8 @@ class DeploymentStatus:
     """What the place says that it has cost so far, in the currency of the offer; None where it does not say."""
     sticky: str = ""
     """The header by which requests stay with a revision."""
+    grpc_url: str = ""
+    """Host and port where gRPC is spoken; empty where it is not."""
 
 
 @dataclass(frozen=True)

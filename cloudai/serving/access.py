@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import hmac
 import logging
-import os
 from pathlib import Path
 
 from cloudai.errors import SpecError
+from cloudai.files import identity
 from cloudai.serving.asgi import Asked, HttpError
+from cloudai.serving.ports import HERE
 from cloudai.state.tokens import read_token
 
-__all__ = ["HERE", "OPEN_PATHS", "Access"]
-
-HERE = "127.0.0.1"
-"""The only address that a server without a token listens on."""
+__all__ = ["OPEN_PATHS", "Access"]
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/docs"})
 """What anybody may ask: whether the process is up, and ready, which load balancers ask, and a page that knows nothing."""
 
-_LOCAL_NAMES = frozenset({b"127.0.0.1", b"localhost"})
+_LOCAL_NAMES = frozenset({b"127.0.0.1", b"localhost", b"[::1]"})
 _logger = logging.getLogger(__name__)
 
 
@@ -28,12 +26,15 @@ class Access:
 
     A browser cannot be made to send the token by a page of somebody else's, so with one the request's ``Host`` does not
     matter, and a server can be reached through a tunnel or proxy. Without a token the ``Host`` must name this machine:
-    else a page could rename its own address to 127.0.0.1 (DNS rebinding) and ask.
+    else a page could rename its own address to 127.0.0.1 (DNS rebinding) and ask. Where clients show certificates, TLS
+    has let in only those it should, and no page's name is in our certificate.
 
     Parameters
     ----------
     path : Path, optional
         The token file; without one, every process of this machine may ask.
+    verified : bool
+        Whether only clients with a verified certificate can connect.
 
     Raises
     ------
@@ -41,12 +42,12 @@ class Access:
         If there is no token in the file, or others can read it.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, *, verified: bool = False) -> None:
+        self.path, self._verified = path, verified
         self._seen: tuple[int, ...] | None = None
         self._token = b""
         if path is not None:
-            self._seen = _identity(path)
+            self._seen = identity(path)
             self._token = read_token(path).encode()
 
     def check(self, asked: Asked) -> None:
@@ -60,7 +61,7 @@ class Access:
         if asked.path in OPEN_PATHS:
             return
         if self.path is None:
-            if _host_of(asked) not in _LOCAL_NAMES:
+            if not self._verified and _host_of(asked) not in _LOCAL_NAMES:
                 raise HttpError(403, "the request names another host", fix=f"ask http://{HERE}, or start with --token-file")
         elif not self._knows(asked.header(b"authorization") or b"", self.path):
             fix = "send 'authorization: Bearer ' and what the file deployment.token_file holds"
@@ -73,7 +74,7 @@ class Access:
     def _current(self, path: Path) -> bytes:
         """Return the token in force; where the file is gone or bad, the last one stays."""
         try:
-            seen = _identity(path)
+            seen = identity(path)
             if seen != self._seen:
                 self._seen = seen
                 self._token = read_token(path).encode()
@@ -85,14 +86,7 @@ class Access:
         return self._token
 
 
-def _identity(path: Path) -> tuple[int, ...] | None:
-    try:
-        status = os.stat(path)  # noqa: PTH116 (asked for every request, and twice as fast)
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
-
-
 def _host_of(asked: Asked) -> bytes:
     """Return the name that the client knows us by, without the port; our own where it gave none, as HTTP/1.0 allows."""
-    return (asked.header(b"host") or b"localhost").partition(b":")[0].lower()
+    host = (asked.header(b"host") or b"localhost").lower()
+    return host.partition(b"]")[0] + b"]" if host.startswith(b"[") else host.partition(b":")[0]

@@ -14,6 +14,7 @@ from cloudai.planning.plan import place
 from cloudai.planning.silence import Silence, asks_again
 from cloudai.planning.spending import price_of
 from cloudai.serving import steering
+from cloudai.serving.exposure import router_options
 from cloudai.serving.scaling import policy_of, to_driver
 from cloudai.serving.steering import Routing, steer
 from cloudai.serving.upkeep import Upkeep, next_change
@@ -194,7 +195,9 @@ class _Advance:
         if not self.driver.capabilities.elsewhere:
             argv += ["--news-file", str(self.ledger.news_file("deployment", self.spec.name))]
         scaling = to_driver(policy_of(self.record))
-        wanted = Revision(RevisionId(revision), tuple(argv), env, needs_of(self.spec), self.spec.port, scaling)
+        wanted = Revision(
+            RevisionId(revision), tuple(argv), env, needs_of(self.spec), self.spec.port, scaling, router_options(self.spec)
+        )
         self.driver.apply(self.spec.name, wanted, key=f"{self.spec.name}/{revision}")
 
     def _note(self, found: DeploymentStatus, routing: Routing, crashes: Mapping[str, int], upkeep: Upkeep) -> None:
@@ -217,7 +220,7 @@ class _Advance:
         broken = [row for row in rows if crashes.get(str(row["id"]), 0) >= _MOST_CRASHES and not row["ready"]]
         phase = "failing" if broken else "ready" if settled else "updating" if found.ready else "starting"
         reason = f"{broken[0]['id']} does not start: {broken[0]['reason']}" if broken else upkeep.trouble(found)
-        processes = {"url": found.url, "revisions": rows, "router": list(found.pids)}
+        processes = {"url": found.url, "grpc_url": found.grpc_url, "revisions": rows, "router": list(found.pids)}
         wish = self.record.desired.get("wish")
         status = {**processes, "reason": reason, "crashes": dict(crashes), "silence": None, "waiting": None, "wish": wish}
         status["upkeep"] = upkeep.to_json()

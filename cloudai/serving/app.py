@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from cloudai import __version__
 from cloudai.display import nearest
 from cloudai.errors import DataError, RequestError
 from cloudai.serving import binary, openapi, page, protocol
-from cloudai.serving.asgi import Application, Asked, Call, Exchange, ExpressLane, Headers, HttpError, json_bytes
+from cloudai.serving.asgi import PROTOBUF, Application, Asked, Call, Exchange, ExpressLane, Headers, HttpError, json_bytes
+from cloudai.serving.faces import Face
 from cloudai.serving.metrics import ServerMetrics, exposition
 from cloudai.serving.service import ModelService, Place
 from cloudai.serving.shadow import HEADER as SHADOW
@@ -19,8 +20,6 @@ from cloudai.serving.shadow import HEADER as SHADOW
 __all__ = ["Handler", "Inference", "ModelApplication", "show_page"]
 
 Handler = Callable[[Exchange], Awaitable[None]]
-Routes = Mapping[str, tuple[str, Handler]]
-
 _EXTENSIONS = ["binary_tensor_data"]
 _JSON, _OCTETS = b"application/json", b"application/octet-stream"
 
@@ -36,8 +35,8 @@ class ModelApplication(Application):
         Refuses a request that may not be answered.
     needs_token : bool
         Whether that asks for a token; the description of the interface says so.
-    more : sequence of mappings
-        Further paths, with their method and handler.
+    faces : sequence of Face
+        What it speaks beside the Open Inference Protocol.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class ModelApplication(Application):
         *,
         check: Callable[[Asked], None],
         needs_token: bool,
-        more: Sequence[Routes] = (),
+        faces: Sequence[Face] = (),
     ) -> None:
         super().__init__(check=check)
         self.needs_token = needs_token
@@ -54,8 +53,10 @@ class ModelApplication(Application):
         self._metrics = ServerMetrics(service.metrics for service in services)
         self._express: dict[bytes, Callable[[Call], Inference]] = {}
         self._routes = self._table()
-        for routes in more:
-            self._routes |= routes
+        self._faces = tuple(faces)
+        for face in self._faces:
+            self._metrics.registry.register(face.registry)
+            self._routes |= {path: (method, self._taken(handler)) for path, (method, handler) in face.routes().items()}
 
     @property
     def in_flight(self) -> int:
@@ -68,7 +69,9 @@ class ModelApplication(Application):
         return self._express
 
     async def start(self) -> None:
-        """Nothing to do: the models are in memory already."""
+        """Start the faces; the models are in memory already."""
+        for face in self._faces:
+            await face.start()
 
     def abandon(self) -> None:
         """Refuse what is still being worked on: the time to end is over."""
@@ -76,7 +79,9 @@ class ModelApplication(Application):
             service.abandon()
 
     async def stop(self) -> None:
-        """Write the last samples."""
+        """End the faces, and write the last samples."""
+        for face in self._faces:
+            await face.close()
         for service in self._services:
             await service.stop()
 
@@ -116,6 +121,13 @@ class ModelApplication(Application):
                 routes[f"{path}/infer"] = ("POST", model.infer)
                 self._express[f"{path}/infer".encode()] = model.open
         return routes
+
+    def _taken(self, handler: Handler) -> Handler:
+        async def answer(exchange: Exchange) -> None:
+            self.check_accepting()
+            await handler(exchange)
+
+        return answer
 
     def _unknown(self, path: str) -> HttpError:
         here = ", ".join(f"{service.name} {service.version}" for service in self._services)
@@ -218,25 +230,28 @@ class Inference:
         If it is refused by what its head says, or for overload.
     """
 
-    __slots__ = ("_begun", "_call", "_header_length", "_place", "_request", "_service", "max_body")
+    __slots__ = ("_begun", "_call", "_codec", "_header_length", "_place", "_request", "_service", "max_body")
 
     def __init__(self, service: ModelService, call: Call) -> None:
         self._begun = time.perf_counter()
         self._service, self._call = service, call
         limits = service.limits
         self.max_body = limits.max_body
+        as_message = call.header(b"content-type") == PROTOBUF
+        self._codec = service.grpc_codec if as_message else service.codec
         try:
-            self._header_length = _header_length(call)
+            self._header_length = None if as_message else _header_length(call)
+            seconds = call.seconds(limits.timeout)
             call.check_length(limits.max_body)
         except HttpError as error:
             service.refused(error)
             raise
-        self._place = service.admit(asyncio.get_running_loop().time() + limits.timeout, self._answer)
+        self._place = service.admit(asyncio.get_running_loop().time() + seconds, self._answer)
 
     def begin(self, body: bytes) -> None:
         """Have the request computed: its body is whole."""
         try:
-            self._request = self._service.codec.decode(body, self._header_length)
+            self._request = self._codec.decode(body, self._header_length)
         except RequestError as error:
             self._place.refuse(HttpError(400, error.what, fix=error.fix))
         else:
@@ -257,7 +272,7 @@ class Inference:
             return
         assert place.outputs is not None
         try:
-            pieces, head = self._service.codec.encode(place.outputs, self._request)
+            pieces, head = self._codec.encode(place.outputs, self._request)
         except DataError as error:
             failure = self._service.failure(self._call.id, error)
             self._service.refused(failure)
@@ -265,7 +280,7 @@ class Inference:
             return
         self._service.metrics.answered(time.perf_counter() - self._begun, self._request.rows)
         if head is None:
-            self._call.finish(200, pieces, kind=_JSON)
+            self._call.finish(200, pieces, kind=self._codec.kind)
         else:
             self._call.finish(200, pieces, kind=_OCTETS, headers=[(binary.HEADER, b"%d" % head)])
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import random
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 __all__ = [
     "AGAIN",
+    "PROTOBUF",
+    "TIMEOUT",
     "Account",
     "Application",
     "Asked",
@@ -36,20 +39,34 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 AGAIN = ((b"retry-after", b"1"),)
 """The header of a refusal that is over soon."""
 
+TIMEOUT = b"x-request-timeout"
+"""The header that says how many seconds the client will wait."""
+PROTOBUF = b"application/x-protobuf"
+"""The content type of a message of gRPC that travels over HTTP."""
+
 _NOTHING: Mapping[str, Any] = {}
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _logger = logging.getLogger(__name__)
 
 
 class HttpError(Exception):
-    """An answer that refuses: its status, what is wrong, and how to mend it."""
+    """An answer that refuses: its status, what is wrong, and how to mend it; for OpenAI's clients also where, and a code."""
 
-    def __init__(self, status: int, what: str, *, fix: str, headers: Headers = ()) -> None:
+    def __init__(
+        self, status: int, what: str, *, fix: str, headers: Headers = (), param: str | None = None, code: str | None = None
+    ) -> None:
         super().__init__(what)
         self.status = status
         self.what = what
         self.fix = fix
         self.headers = tuple(headers)
+        self.param, self.code = param, code
+
+    def for_openai(self) -> dict[str, Any]:
+        """Return the body that OpenAI's clients know."""
+        kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": f"{self.what}; {self.fix}", "type": kind, "param": self.param, "code": self.code}}
 
 
 class LostClientError(Exception):
@@ -91,6 +108,25 @@ class Asked:
     def header(self, name: bytes) -> bytes | None:
         """Return the first header of that lower-case name."""
         return self._headers.get(name)
+
+    def seconds(self, most: float) -> float:
+        """Return how long the answer may take: `most`, or less where the client says so.
+
+        Raises
+        ------
+        HttpError
+            400 if it says so without a number.
+        """
+        given = self._headers.get(TIMEOUT)
+        if given is None:
+            return most
+        try:
+            seconds = float(given)
+        except ValueError:
+            seconds = -1.0
+        if not 0 <= seconds < float("inf"):
+            raise HttpError(400, "x-request-timeout is no number of seconds", fix="send one such as 0.5")
+        return min(most, seconds)
 
     def check_length(self, limit: int) -> None:
         """Raise `HttpError` 413 if the body will be longer than `limit` bytes, by what its head says."""
@@ -187,6 +223,8 @@ class Exchange(Asked):
         HEAD counts as GET.
     status, sent : int
         Of the answer: its status, 0 before its head is on its way, and the bytes of its body.
+    answered : bool
+        Whether the answer is whole.
     """
 
     def __init__(self, scope: Mapping[str, Any], receive: Receive, send: Send, *, closing: Callable[[], bool]) -> None:
@@ -194,6 +232,7 @@ class Exchange(Asked):
         self.scope = scope
         self.method: str = "GET" if scope["method"] == "HEAD" else scope["method"]
         self.status = self.sent = 0
+        self.answered = False
         self._receive, self._send, self._closing = receive, send, closing
 
     async def read(self, limit: int) -> bytes:
@@ -219,6 +258,38 @@ class Exchange(Asked):
             more = message["more_body"]
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
+    @contextlib.asynccontextmanager
+    async def attended(self) -> AsyncIterator[None]:
+        """End what is done inside when the client goes away; the request's body must have been read.
+
+        Raises
+        ------
+        LostClientError
+            If the client went away before its answer was whole.
+        """
+        task, lost = asyncio.current_task(), False
+
+        def leave(watch: asyncio.Task[None]) -> None:
+            nonlocal lost
+            if not watch.cancelled() and not self.answered and task is not None:
+                lost = task.cancel()
+
+        watch = asyncio.create_task(self._gone())
+        watch.add_done_callback(leave)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if lost and task is not None and task.uncancel() == 0:
+                raise LostClientError from None
+            raise
+        finally:
+            watch.cancel()
+
+    async def _gone(self) -> None:
+        """Return when the client has gone away, or its answer is whole."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
     async def start(self, status: int, headers: Headers) -> None:
         """Send the status and the headers, among them the request's id."""
         own = [(b"x-request-id", self.id.encode())]
@@ -230,6 +301,7 @@ class Exchange(Asked):
     async def write(self, chunk: bytes, *, more: bool) -> None:
         """Send a part of the answer's body."""
         self.sent += len(chunk)
+        self.answered = not more
         await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
 
     async def reply(self, status: int, body: bytes, *, kind: str = "application/json", headers: Headers = ()) -> None:
@@ -242,6 +314,8 @@ class Exchange(Asked):
         """Answer with what is wrong, unless another answer is already on its way."""
         if not self.status:
             problem = {"error": error.what, "fix": error.fix, "request_id": self.id}
+            if self.path.startswith("/v1/"):
+                problem = error.for_openai()
             await self.reply(error.status, json_bytes(problem), headers=error.headers)
 
 

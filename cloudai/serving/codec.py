@@ -48,6 +48,8 @@ class Codec:
     '{"model_name":"m","model_version":"1.0.0","outputs":[{"name":"y","datatype":"FP32","shape":[1],"data":[7.0]}]}'
     """
 
+    kind = b"application/json"
+
     def __init__(self, name: str, version: str, signature: Signature) -> None:
         self.signature = signature
         self._model, self._version = name, version

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from cloudai.artifacts.known import find_model
 from cloudai.artifacts.model import Model
 from cloudai.display import Card, Table, duration, money
 from cloudai.drivers import registry
-from cloudai.errors import NotReadyError, RunFailedError, SpecError, StoreError
+from cloudai.errors import MissingExtraError, NotReadyError, RunFailedError, SpecError, StoreError
 from cloudai.planning.spending import Span, Spending, spending
 from cloudai.serving import client
 from cloudai.serving.labels import judged
@@ -28,6 +29,7 @@ from cloudai.serving.steering import order_of, progress_of, routing_of
 from cloudai.serving.told import guard_rows, rollout_facts
 from cloudai.specs.rollout import Guard, Rollout, RolloutOrder
 from cloudai.specs.serving import AutoscalingPolicy, DeploySpec
+from cloudai.specs.tls import Tls
 from cloudai.state.handles import Handle
 from cloudai.state.ledger import Ledger, Record
 from cloudai.state.tokens import read_token, renew_token, token_path
@@ -73,6 +75,11 @@ class Deployment(Handle):
     def progress(self) -> Progress | None:
         """How far the last rollout by itself has come; None where the traffic was set by hand since."""
         return progress_of(self._record)
+
+    @property
+    def grpc_url(self) -> str:
+        """Host and port where it speaks gRPC; empty where it does not."""
+        return str(self._record.status.get("grpc_url", ""))
 
     @property
     def revisions(self) -> list[Mapping[str, Any]]:
@@ -196,22 +203,55 @@ class Deployment(Handle):
         ------
         RequestError
             If the data does not fit the model's signature; nothing is sent then.
+        SpecError
+            If the service asks for a client certificate and `Tls` names none.
         NotReadyError
             If the service does not become ready within a minute.
         """
+        tls = self._client_tls()
         if not self.url:
             self.wait(_PREDICT_WAIT)
         if self.ended:
             raise NotReadyError(f"the deployment {self.name!r} is {self.phase}", fix="deploy the model again")
         arrays = arrays_for(self.model.signature, data, self.model.features)
         token = read_token(self.token_file)
-        return only_output(client.predict(self.url, self.name, arrays, timeout=timeout, token=token))
+        return only_output(client.predict(self.url, self.name, arrays, timeout=timeout, token=token, tls=tls))
+
+    def _client_tls(self) -> Tls | None:
+        tls = self.spec.tls
+        if tls is not None and tls.client_ca is not None and tls.client_certificate is None:
+            what = f"the deployment {self.name!r} asks for a client certificate, and knows none to show"
+            raise SpecError(what, fix="deploy it with Tls(client_certificate=…, client_key=…), or ask it with your own client")
+        return tls
 
     def curl(self, data: Any) -> str:
         """Return the shell line that asks for the prediction of the first row of `data`, with the token from its file."""
         arrays = arrays_for(self.model.signature, data, self.model.features)
         rows = {name: np.asarray(array)[:1] for name, array in arrays.items()}
-        return client.curl_line(self.url, self.name, rows, token_file=self.token_file)
+        return client.curl_line(self.url, self.name, rows, token_file=self.token_file, tls=self._client_tls())
+
+    def openai_client(self, **options: Any) -> Any:
+        """Return a client of OpenAI's package that asks this service, where its model writes or embeds texts.
+
+        Parameters
+        ----------
+        **options
+            Passed on to ``openai.OpenAI``, such as ``timeout`` in seconds. The client has the token as it is now.
+
+        Raises
+        ------
+        MissingExtraError
+            If the package ``openai`` is not installed.
+        NotReadyError
+            If the service does not become ready within a minute.
+        """
+        if importlib.util.find_spec("openai") is None:
+            raise MissingExtraError("the package openai is not installed", fix="pip install openai")
+        import openai
+
+        if not self.url:
+            self.wait(_PREDICT_WAIT)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=read_token(self.token_file), **options)
 
     @property
     def token_file(self) -> Path:
@@ -420,6 +460,7 @@ class Deployment(Handle):
         facts = [
             ("phase", self.phase + reason),
             ("url", self.url or "none yet"),
+            *([("gRPC", self.grpc_url)] if self.grpc_url else []),
             ("cost per hour", money(price["per_hour"], price["currency"]) if price["currency"] else "none yet"),
             ("spent", str(self.cost)),
             ("replicas", replicas_text(self.autoscaling)),

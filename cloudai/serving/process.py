@@ -13,40 +13,43 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import uvicorn
 from pydantic import Field
 
-from cloudai.errors import CloudAIError, DriverError, SpecError
+from cloudai.errors import CloudAIError
 from cloudai.files import private_folder, replace_file
-from cloudai.serving.access import HERE, Access
+from cloudai.serving.access import Access
 from cloudai.serving.access_log import AccessLog
 from cloudai.serving.asgi import Application, json_bytes
+from cloudai.serving.doors import Doors, Listening, check_exposure
 from cloudai.serving.http import uvicorn_config
 from cloudai.serving.keeper import keep
+from cloudai.serving.ports import PortTakenError
 from cloudai.serving.tracing import Tracing, tracing_asked
 from cloudai.specs.confidential import start_log
-from cloudai.specs.units import Seconds
-from cloudai.specs.validation import Spec
+from cloudai.specs.units import Bytes, Seconds
 from cloudai.state import lease, news
+
+if TYPE_CHECKING:
+    from cloudai.serving.grpc_face import GrpcFace
 
 __all__ = ["PORT_TAKEN", "ProcessOptions", "errors_in_two_lines", "read_arguments", "run"]
 
 PORT_TAKEN = 3
 """The exit code of a process whose port somebody else has."""
 
+_LAST_WORD = 0.2  # seconds for gRPC calls to hear the answers that are made
 _logger = logging.getLogger(__name__)
 S = TypeVar("S", bound="ProcessOptions")
 
 
-class ProcessOptions(Spec):
+class ProcessOptions(Listening):
     """Where a serving process listens, and how it ends."""
 
     state: Path = Field(description="folder for the files that this process writes")
-    host: str = Field(default=HERE, description="127.0.0.1; another one needs a token file")
-    port: int = Field(default=0, ge=0, le=65535, description="0 takes a free one")
-    token_file: Path | None = Field(default=None, description="file of yours alone with the token that requests must bring")
+    max_body: Bytes = Field(default=16 * 2**20, description="bytes of a request")
     drain_delay: Seconds = Field(default=0.5, description="how long new requests are still taken after SIGTERM")
     drain_timeout: Seconds = Field(default=12.0, description="how long requests in flight may take after SIGTERM")
     access_log: Path | None = Field(default=None, description="file for a line on each request, without what it asked")
@@ -101,34 +104,15 @@ def run(
     """
     with errors_in_two_lines():
         os.umask(0o077)  # whatever this process writes is the user's alone
-        access = Access(options.token_file)
-        listener = _listen(options)
+        access = Access(options.token_file, verified=options.client_ca is not None)
+        check_exposure(options)
+        doors = Doors.open(options)
         private_folder(options.state)
         endings = keep() if kept else (signal.SIGTERM, signal.SIGINT)
-        application = make(listener.getsockname()[1], access)
+        application = make(doors.port, access)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_live(application, listener, options, options.state / state_file, endings))
+            runner.run(_live(application, doors, options, options.state / state_file, endings))
     _leave(0)
-
-
-class _PortTakenError(DriverError):
-    """Somebody else listens there."""
-
-
-def _listen(options: ProcessOptions) -> socket.socket:
-    if options.host != HERE and options.token_file is None:
-        raise SpecError(f"cannot listen on {options.host!r} without a token", fix=f"use {HERE}, or give --token-file")
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((options.host, options.port))
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        raise _PortTakenError(
-            f"the port {options.port} cannot be taken: {error.strerror}", fix="give another port, or 0 for a free one"
-        ) from None
-    return listener
 
 
 class _Server(uvicorn.Server):
@@ -148,38 +132,65 @@ class _Server(uvicorn.Server):
 
 
 async def _live(
-    application: Application, listener: socket.socket, options: ProcessOptions, state: Path, endings: Sequence[signal.Signals]
+    application: Application, doors: Doors, options: ProcessOptions, state: Path, endings: Sequence[signal.Signals]
 ) -> None:
-    port = listener.getsockname()[1]
-    way_in = {"token_file": str(options.token_file)} if options.token_file else {}
+    about = {"pid": os.getpid()} | doors.describe(options.host)
+    if options.token_file is not None:
+        about["token_file"] = str(options.token_file)
 
     def write_state() -> None:
-        replace_file(state, json_bytes({"pid": os.getpid(), "port": port} | way_in | application.describe()))
+        replace_file(state, json_bytes(about | application.describe()))
 
     ending = _on_signals(endings)
     accountants = _accountants(options, application)
     application.accountants = tuple(accountants)
-    server = _Server(uvicorn_config(application))
     await application.start()
-    serving = asyncio.create_task(server.serve([listener]))
-    serving.add_done_callback(lambda _: server.listening.set())
-    serving.add_done_callback(lambda _: ending.set())
-    await server.listening.wait()
+    grpc = await _open_grpc(application, doors, options)
+    if doors.grpc_port is not None:
+        about |= {"grpc_port": doors.grpc_port, "grpc_url": doors.address(options.host, doors.grpc_port)}
+    http = await _open_http(application, doors, ending)
     write_state()
     if options.news_file is not None:
         news.tell(options.news_file)
-    _logger.info("listening on %s:%d", options.host, port)
+    _logger.info("listening on %s:%d for %s", options.host, doors.port, about["url"])
     await _wait_for_end(ending, options)
     application.draining = True
     with contextlib.suppress(OSError):  # the folder may be gone with the deployment
         write_state()
-    await _drain(application, options)
-    server.should_exit = True
-    await serving
+    await _drain(application, grpc, options)
+    for server, serving in http.items():
+        server.should_exit = True
+        await serving
     await application.stop()
     for accountant in accountants:
         await asyncio.to_thread(accountant.close)
     _logger.info("ended")
+
+
+async def _open_grpc(application: Application, doors: Doors, options: ProcessOptions) -> GrpcFace | None:
+    """Open the gRPC port where one is asked for; its package is not loaded for the others."""
+    if doors.grpc_port is None:
+        return None
+    from cloudai.serving.grpc_face import GrpcFace
+
+    face = GrpcFace(application, max_body=options.max_body)
+    await face.start(options.host, doors.grpc_port, doors.tls)
+    return face
+
+
+async def _open_http(application: Application, doors: Doors, ending: asyncio.Event) -> dict[_Server, asyncio.Task[None]]:
+    """Serve at each door; where one of the servers ends by itself, the process shall end."""
+    opened = {}
+    for listener, tls in ((doors.outer, doors.tls), (doors.inner, None)):
+        if listener is not None:
+            config = uvicorn_config(application)
+            config.load()
+            config.ssl = tls.context if tls else None
+            server = _Server(config)
+            opened[server] = serving = asyncio.create_task(server.serve([listener]))
+            serving.add_done_callback(lambda _: ending.set())
+            await asyncio.wait([serving, asyncio.create_task(server.listening.wait())], return_when="FIRST_COMPLETED")
+    return opened
 
 
 def _accountants(options: ProcessOptions, application: Application) -> list[AccessLog | Tracing]:
@@ -221,16 +232,20 @@ async def _wait_for_end(ending: asyncio.Event, options: ProcessOptions) -> None:
             await asyncio.wait_for(ending.wait(), options.lease_interval if options.lease_file else None)
 
 
-async def _drain(application: Application, options: ProcessOptions) -> None:
+async def _drain(application: Application, grpc: GrpcFace | None, options: ProcessOptions) -> None:
     """Take requests a little longer, for those who do not know yet; then finish what is in flight."""
     deadline = time.monotonic() + options.drain_timeout
     await asyncio.sleep(min(options.drain_delay, options.drain_timeout))
     application.accepting = False
+    going = [asyncio.create_task(grpc.stop(options.drain_timeout))] if grpc else []  # tells clients to go elsewhere
     while application.in_flight and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
     if application.in_flight:
         application.abandon()
         _logger.warning("%d requests were not finished in %g s", application.in_flight, options.drain_timeout)
+    if grpc:
+        await grpc.stop(_LAST_WORD)
+        await asyncio.gather(*going)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -250,7 +265,7 @@ def errors_in_two_lines() -> Iterator[None]:
         yield
     except CloudAIError as error:
         sys.stderr.write(f"{error}\n")
-        _leave(PORT_TAKEN if isinstance(error, _PortTakenError) else 1)
+        _leave(PORT_TAKEN if isinstance(error, PortTakenError) else 1)
 
 
 def _leave(code: int) -> NoReturn:

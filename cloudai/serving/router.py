@@ -1,7 +1,8 @@
 """The router: one process and one stable port for a deployment, in front of its revisions.
 
 ``python -m cloudai.serving.router --state FOLDER`` reads ``FOLDER/routes.json`` (see `RouteTable`) again whenever it is
-replaced, from the next request on, and writes ``FOLDER/router.json``. Only ``/v2`` is forwarded, with the client's token.
+replaced, from the next request on, and writes ``FOLDER/router.json``. Only ``/v2`` and ``/v1`` are forwarded, with the
+client's token.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from cloudai.serving.routes import RouteFile, RouteTable
 from cloudai.serving.shadow import HEADER as SHADOW
 from cloudai.serving.shadow import Answered, Mirror
 from cloudai.serving.wakeup import WaitingRoom
-from cloudai.specs.units import Bytes, Seconds
+from cloudai.specs.units import Seconds
 from cloudai.state import news
 
 __all__ = ["RouterApplication", "RouterOptions", "main"]
@@ -56,11 +57,10 @@ _logger = logging.getLogger(__name__)
 class RouterOptions(ProcessOptions):
     """How a deployment is routed."""
 
-    max_body: Bytes = Field(default=16 * 2**20, description="bytes of a request")
     max_in_flight: int = Field(default=1024, ge=1, description="requests at once; more are answered 429")
     max_waiting: int = Field(default=256, ge=0, description="requests that wait for a replica; more are answered 429")
     timeout: Seconds = Field(
-        default=35.0, description="seconds for one request; longer than the servers', so that they say why"
+        default=35.0, description="seconds in which no part of an answer comes; longer than the servers', so that they say why"
     )
 
 
@@ -103,7 +103,7 @@ class RouterApplication(Application):
         return {"ready": not self.draining}
 
     async def answer(self, exchange: Exchange) -> None:
-        """Answer what is asked of the router itself, forward the rest of ``/v2``."""
+        """Answer what is asked of the router itself, forward the rest of ``/v2`` and ``/v1``."""
         path = exchange.path
         if path == "/v2/health/live":
             await exchange.reply(200, json_bytes({"live": True}))
@@ -115,7 +115,7 @@ class RouterApplication(Application):
             await exchange.reply(200, text, kind=kind)
         elif path == "/internal/ongoing" and exchange.method == "GET":
             await exchange.reply(200, json_bytes(self._ongoing()))
-        elif path == "/v2" or (path.startswith("/v2/") and ".." not in path.split("/")):
+        elif path == "/v2" or (path.startswith(("/v2/", "/v1/")) and ".." not in path.split("/")):
             await self._route(exchange)
         else:
             raise HttpError(404, f"there is nothing at {path[:200]}", fix="the protocol begins at /v2")
@@ -144,7 +144,8 @@ class RouterApplication(Application):
         try:
             with self._admitted():
                 body = await exchange.read(self._options.max_body)
-                asked.code = await self._forward(exchange, body, asked)
+                async with _while_it_pays(exchange):
+                    asked.code = await self._forward(exchange, body, asked)
         except HttpError as error:
             asked.code = error.status
             error.headers = (*error.headers, *_revision_header(asked.revision))
@@ -206,7 +207,7 @@ class RouterApplication(Application):
                 headers=_forwarded(exchange),
                 data=io.BytesIO(body) if body else None,
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=max(0.001, asked.deadline - asyncio.get_running_loop().time())),
+                timeout=self._patience(exchange, asked),
             ) as answer:
                 chunk = await answer.content.readany()  # before the head: a revision that dies here still gives a clean 503
                 headers = _passed(answer.raw_headers, _NOT_RETURNED)
@@ -233,6 +234,12 @@ class RouterApplication(Application):
             self._metrics.broke(revision)
             what = f"the revision {revision} broke off"
             raise HttpError(503, what, fix="send the request again if it may be computed twice", headers=AGAIN) from None
+
+    def _patience(self, exchange: Exchange, asked: _Asked) -> aiohttp.ClientTimeout:
+        """Return how long a revision may take: a text as long as it goes on being written, all else until the deadline."""
+        if exchange.path.startswith("/v1/"):
+            return aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=self._options.timeout)
+        return aiohttp.ClientTimeout(total=max(0.001, asked.deadline - asyncio.get_running_loop().time()))
 
     async def _ask_again(self, exchange: Exchange, revision: str, body: bytes) -> Answered | None:
         """Ask a mirrored request; None where nobody is there any more who could answer."""
@@ -273,6 +280,11 @@ class _Asked:
     """The shares of requests that are mirrored, by revision."""
     code: int = 499
     """The status of the answer; 499 is nginx's code for a client that went away."""
+
+
+def _while_it_pays(exchange: Exchange) -> contextlib.AbstractAsyncContextManager[None]:
+    """Break off a text, which takes long, when its client goes away; for other requests to look costs more than it saves."""
+    return exchange.attended() if exchange.path.startswith("/v1/") else contextlib.nullcontext()
 
 
 def _url(exchange: Exchange, port: int) -> URL:

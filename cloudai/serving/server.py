@@ -21,6 +21,7 @@ from cloudai.serving.app import ModelApplication
 from cloudai.serving.asgi import Asked
 from cloudai.serving.engine import Servable
 from cloudai.serving.events import EventLog
+from cloudai.serving.faces import faces_of
 from cloudai.serving.process import ProcessOptions, errors_in_two_lines, read_arguments, run
 from cloudai.serving.samples import SampleLog
 from cloudai.serving.service import ModelService
@@ -87,7 +88,8 @@ def application(
             open_samples=_samples(options, folder, name, servable.version),
         )
         services.append(service)
-    return ModelApplication(services, check=check, needs_token=needs_token)
+    faces = faces_of(models[0][0], services[0]) if one else []  # of several models none could have /v1 for itself
+    return ModelApplication(services, check=check, needs_token=needs_token, faces=faces)
 
 
 def _samples(options: ServerOptions, folder: Path, name: str, version: str) -> Callable[[Callable[[int], None]], SampleLog]:

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +24,9 @@ from cloudai.serving.protocol import InferenceRequest
 from cloudai.serving.samples import SampleLog
 from cloudai.serving.trial import Trial, run_trial
 from cloudai.specs.serving import ServerLimits
+
+if TYPE_CHECKING:
+    from cloudai.serving.grpc_codec import GrpcCodec
 
 __all__ = ["ModelService", "Place"]
 
@@ -87,6 +92,13 @@ class ModelService:
         self.engine = Engine(servable, threads=threads, trial=trial, on_batch=self._count_batch)
         self._samples = open_samples(self.metrics.dropped)
         self._deadlines: Deadlines[Place] = Deadlines()
+
+    @cached_property
+    def grpc_codec(self) -> GrpcCodec:
+        """The codec of gRPC's messages; who is not asked in them does not load protobuf."""
+        from cloudai.serving.grpc_codec import GrpcCodec
+
+        return GrpcCodec(self.name, self.version, self.signature)
 
     def admit(self, deadline: float, done: Callable[[Place], None]) -> Place:
         """Give a request a place, before it has been read.
@@ -202,10 +214,11 @@ class Place(Waiting):
         Why there is none.
     """
 
-    __slots__ = ("_done", "_kept", "_service", "error", "outputs", "request_id", "when")
+    __slots__ = ("_done", "_kept", "_seconds", "_service", "error", "outputs", "request_id", "when")
 
     def __init__(self, service: ModelService, when: float, done: Callable[[Place], None]) -> None:
         self.when = when
+        self._seconds = when - asyncio.get_running_loop().time()
         self.over = False
         self.outputs: dict[str, np.ndarray] | None = None
         self.error: HttpError | None = None
@@ -235,8 +248,7 @@ class Place(Waiting):
     def expire(self) -> None:
         """End: its time is over."""
         if self.request_id:
-            seconds = self._service.limits.timeout
-            what = f"the model did not answer within {seconds:g} s"
+            what = f"the model did not answer within {self._seconds:.3g} s"
             self.error = HttpError(504, what, fix="send fewer rows, or raise the timeout")
         else:
             self.error = HttpError(408, "the body did not arrive in time", fix="send it at once")
@@ -254,6 +266,12 @@ class Place(Waiting):
             self.over = True
             self._service.close_place(self)
             self._service.metrics.failed(reason)
+
+    def finish(self) -> None:
+        """Give the place back: something else than the model's outputs was the answer. Nothing happens where it is over."""
+        if not self.over:
+            self.over = True
+            self._service.close_place(self)
 
     def _end(self) -> None:
         self.over = True

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from cloudai.errors import SpecError
 from cloudai.specs.resources import Resources
+from cloudai.specs.tls import Tls
 from cloudai.specs.training import Name
 from cloudai.specs.units import Bytes, Seconds
 from cloudai.specs.validation import Spec
@@ -109,6 +110,12 @@ class DeploySpec(Spec):
     on: str = "local"
     port: int = Field(default=0, ge=0, le=65535)
     """0 lets the driver choose."""
+    grpc_port: int | None = Field(default=None, ge=0, le=65535)
+    """The port for gRPC; 0 lets the driver choose, without it gRPC is not spoken."""
+    host: str = Field(default="127.0.0.1", min_length=1)
+    """The address to listen on; beyond this machine only with `tls`."""
+    tls: Tls | None = None
+    """The files of TLS; without them, plain HTTP."""
     resources: Resources = Resources()
     limits: ServerLimits = ServerLimits()
     autoscaling: Annotated[AutoscalingPolicy, BeforeValidator(_policy)] = AutoscalingPolicy()

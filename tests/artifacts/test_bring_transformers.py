@@ -13,8 +13,11 @@ import transformers
 
 import cloudai
 from cloudai import Model, errors
-from cloudai.artifacts import pretrained
+from cloudai.artifacts import pretrained, text_sources
+from cloudai.artifacts.text_files import load_files
+from cloudai.artifacts.text_writers import Writer
 from tests.artifacts import classifiers
+from tests.serving import writers
 
 
 @pytest.fixture
@@ -211,3 +214,24 @@ def test_a_name_in_the_cache_is_taken_from_there(home, tmp_path, monkeypatch):
 def test_names_and_paths_are_told_apart():
     assert pretrained.is_name("gpt2")
     assert not any(pretrained.is_name(text) for text in ("../up", "/etc", "~/model", "a/../b", "a/b/c", "", "a b"))
+
+
+def test_models_that_continue_or_embed_texts_come_in_with_their_chat_template(home, tmp_path):
+    tokenizer = writers.tokenizer()
+    brought = Model.from_transformers((writers.llama(), tokenizer), name="writer", task="causal-lm")
+    texts = ["abc", "é"]
+    written = Writer(writers.llama(), tokenizer, {"max_new_tokens": 64}).answers({"text": np.array(texts, object)})
+    assert brought.predict(texts).tolist() == written["continuation"].tolist()
+    assert load_files(brought.files()).tokenizer.chat_template == tokenizer.chat_template
+    text_sources.in_folder(tmp_path, writers.embedder().model, tokenizer)
+    first, again = (Model.from_transformers(tmp_path, name="places", task="embeddings") for _ in range(2))
+    assert first.digest == again.digest  # weights that are not needed are not drawn anew
+    assert np.allclose(first.predict(texts), writers.embedder().answers({"text": np.array(texts, object)})["vector"], atol=1e-6)
+
+
+def test_a_task_that_the_model_cannot_do_is_refused(home):
+    for task, what in (("causal-lm", "cannot continue texts|has not learned"), ("question-answering", "cannot be brought")):
+        with pytest.raises(errors.SpecError, match=what):
+            Model.from_transformers((writers.embedder().model, writers.tokenizer()), name="no", task=task)
+    with pytest.raises(errors.SpecError, match="no model of transformers"):
+        Model.from_transformers(("not a model", writers.tokenizer()), name="no", task="causal-lm")

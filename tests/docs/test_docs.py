@@ -26,7 +26,10 @@ from tests.docs import pages
 from tests.s3 import make_bucket
 
 RUNNABLE = [page for page in pages.PAGES if pages.runnable(page)]
-SLOW = {"docs/how-to/train-with-several-workers.md": "starts a Ray cluster"}
+SLOW = {
+    "docs/how-to/serve-with-tls.md": "two deployments, which tests/flow/test_exposed.py has",
+    "docs/how-to/train-with-several-workers.md": "starts a Ray cluster",
+}
 ON_S3 = {"docs/how-to/keep-artifacts-on-s3.md": "team-bucket"}
 """Pages that use S3, and the bucket that they have: a real server stands in for it."""
 FIRST = pages.ROOT / "README.md"

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 MODEL = Path(__file__).with_name("served_model.py")
+WRITER = Path(__file__).with_name("served_writer.py")
 
 
 @dataclass
@@ -115,6 +116,10 @@ class Starter:
     def server(self, name="server", *, factor=2, **options):
         given = {"state": str(self.root / name), "drain_delay": 0.2} | options
         return self._start(self.root / name, "server.json", [str(MODEL), str(factor), json.dumps(given)])
+
+    def writer(self, name="writer", *, kind="writer", **options):
+        given = {"state": str(self.root / name), "drain_delay": 0.2} | options
+        return self._start(self.root / name, "server.json", [str(WRITER), kind, json.dumps(given)])
 
     def router(self, name="router", **options):
         given = {"state": str(self.root / name), "drain_delay": 0.2} | options

@@ -12,7 +12,7 @@ import pytest
 
 from cloudai.errors import RequestError
 from cloudai.serving.access import OPEN_PATHS, Access
-from cloudai.serving.asgi import Exchange
+from cloudai.serving.asgi import Asked, Exchange, HttpError
 from cloudai.serving.client import curl_line, predict
 from cloudai.state.tokens import read_token, renew_token
 from tests.serving.processes import MODEL, ask, body_of
@@ -145,6 +145,16 @@ def test_without_a_token_a_renamed_address_is_refused(start_once, host):
         assert open_server.infer(X.tolist(), INFER).status == 200
     finally:
         open_server.kill()
+
+
+@pytest.mark.parametrize(("host", "local"), [("[::1]:80", True), ("[::1]", True), ("[fe80::1]:80", False), ("[fe80::1", False)])
+def test_this_machine_has_a_name_in_ipv6(host, local):
+    asked = Asked(INFER, [(b"host", host.encode())])
+    if local:
+        Access(None).check(asked)
+    else:
+        with pytest.raises(HttpError, match="another host"):
+            Access(None).check(asked)
 
 
 def test_with_a_token_it_may_be_reached_through_a_tunnel(served, token_file):

@@ -59,7 +59,8 @@ def test_it_describes_itself_in_the_protocols_words(server):
         assert about["outputs"][1] == {"name": "row", "datatype": "INT64", "shape": [-1]}
         assert server.get(f"{path}/ready").json["ready"] is True
     assert server.state == {
-        "pid": server.process.pid, "port": server.port, "ready": True, "model": "scaler", "version": "1.2.0",
+        "pid": server.process.pid, "port": server.port, "url": f"http://127.0.0.1:{server.port}",
+            "ready": True, "model": "scaler", "version": "1.2.0",
     }  # fmt: skip
 
 

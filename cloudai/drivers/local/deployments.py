@@ -53,7 +53,16 @@ class Deployments:
         if not (folder / "routes.json").exists():
             write_json(folder / "routes.json", {"traffic": {}, "backends": {}})
         shared = [word for option in _SHARED_OPTIONS for word in _option(revision.argv, option)]
-        argv = ["-m", "cloudai.serving.router", "--state", str(folder), "--port", str(port), *shared]
+        argv = [
+            "-m",
+            "cloudai.serving.router",
+            "--state",
+            str(folder),
+            "--port",
+            str(port),
+            *shared,
+            *_steady(revision.router, folder),
+        ]
         router.start("router", argv, {}, again=True)
 
     def scale(self, name: str, revision: RevisionId, replicas: int) -> None:
@@ -121,8 +130,8 @@ class Deployments:
         revisions = tuple(self._look(name, key, routes, ongoing or {}) for key in self._keys(name))
         ready = ongoing is not None and any(r.traffic for r in revisions) and all(r.ready for r in revisions if r.traffic)
         pids = (int(state["pid"]),) if router is not None and router.alive and state else ()
-        url = f"http://{_HOST}:{state['port']}" if ongoing is not None else ""
-        return DeploymentStatus(name, url, ready, revisions, pids, sticky=routes.get("sticky", ""))
+        url, grpc_url = (state["url"], state.get("grpc_url", "")) if ongoing is not None else ("", "")
+        return DeploymentStatus(name, url, ready, revisions, pids, sticky=routes.get("sticky", ""), grpc_url=grpc_url)
 
     def _look(self, name: str, key: str, routes: Mapping[str, Any], ongoing: Mapping[str, float]) -> RevisionStatus:
         replicas = self._replicas(name, key)
@@ -197,7 +206,7 @@ def _ongoing(router: Mapping[str, Any]) -> dict[str, float] | None:
     """Ask a router for the requests of each revision that are being worked on or wait; None where it does not answer."""
     token_file = router.get("token_file")
     try:
-        answer = _get(int(router["port"]), "/internal/ongoing", token=read_token(Path(token_file)) if token_file else "")
+        answer = _get(_own_port(router), "/internal/ongoing", token=read_token(Path(token_file)) if token_file else "")
     except (OSError, SpecError, http.client.HTTPException):
         return None
     return {revision: float(count) for revision, count in json.loads(answer).items()}
@@ -205,8 +214,20 @@ def _ongoing(router: Mapping[str, Any]) -> dict[str, float] | None:
 
 def _way_in(state: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
     """Yield the port and the token of a process, by what it wrote of itself; nothing where it wrote nothing."""
-    if "port" in state:
-        yield int(state["port"]), read_token(Path(state["token_file"])) if "token_file" in state else ""
+    if port := _own_port(state):
+        yield port, read_token(Path(state["token_file"])) if "token_file" in state else ""
+
+
+def _steady(options: Sequence[str], folder: Path) -> Sequence[str]:
+    """Return a router's options, with the gRPC port that it had before where any port will do."""
+    before = read_json(folder / "router.json").get("grpc_port")
+    free = before is not None and list(_option(options, "--grpc-port")) == ["--grpc-port", "0"]
+    return [*options, "--grpc-port", str(before)] if free else options
+
+
+def _own_port(router: Mapping[str, Any]) -> int:
+    """Return the port of a router on which no TLS stands between it and a driver of this machine; 0 where there is none."""
+    return int(router.get("inner_port") or router.get("port") or 0)
 
 
 def _answers(port: int, path: str) -> bool:

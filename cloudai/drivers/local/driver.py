@@ -58,6 +58,7 @@ class LocalDriver:
         routing="weights",
         sticky=True,
         shadow=True,
+        router=True,
         scale_to_zero=True,
         autoscaling="asked",
         here=True,
