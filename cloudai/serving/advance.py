@@ -157,7 +157,7 @@ class _Advance:
         crashes |= {rev: _MOST_CRASHES for rev in up if upkeep.deaths(rev) >= _MOST_CRASHES and not up[rev].ready}
         untold = self._untold()
         for revision in sorted(split.kept):
-            ended = revision in up and not up[revision].replicas and not upkeep.is_asleep(revision)
+            ended = revision in up and not (up[revision].replicas or up[revision].ready or upkeep.is_asleep(revision))
             if untold or revision not in up or ended or not found.pids:
                 if crashes.get(revision, 0) >= _MOST_CRASHES:
                     continue

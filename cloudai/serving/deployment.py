@@ -525,15 +525,6 @@ class Deployment(Handle):
         }
 
 
-def _ready(row: Mapping[str, Any]) -> str:
-    return "asleep" if row["ready"] and not row["replicas"] else "yes" if row["ready"] else "no"
-
-
-def _replicas(row: Mapping[str, Any]) -> str:
-    answering = row.get("ready_replicas", 0)
-    return f"{row['replicas']}, {answering} ready" if 0 < answering < row["replicas"] else str(row["replicas"])
-
-
 def check_reach(on: str, url: str) -> None:
     """Refuse a model in a folder of this machine for a place that is others.
 
@@ -545,6 +536,15 @@ def check_reach(on: str, url: str) -> None:
     if registry.get(on).capabilities.elsewhere and is_local(url):
         fix = "make it where the store is one that both can reach, such as s3://bucket/cloudai (CLOUDAI_STORE)"
         raise StoreError(f"replicas on {on!r} run on other machines and cannot reach the model in {url}", fix=fix)
+
+
+def _ready(row: Mapping[str, Any]) -> str:
+    return "asleep" if row["ready"] and not row["replicas"] else "yes" if row["ready"] else "no"
+
+
+def _replicas(row: Mapping[str, Any]) -> str:
+    answering = row.get("ready_replicas", 0)
+    return f"{row['replicas']}, {answering} ready" if 0 < answering < row["replicas"] else str(row["replicas"])
 
 
 def deployment_spending(record: Record, now: float) -> Spending:

@@ -51,8 +51,8 @@ def found(**revisions):
 def test_what_ray_serve_says_is_put_in_the_words_of_the_contract():
     status = found(a=app("RUNNING", "RUNNING", "STARTING"), b=app("UNHEALTHY", "RUNNING")).status("n", "http://x")
     assert (status.url, status.ready, status.pids) == ("http://x", True, (1,))
-    assert [(r.id, r.ready, r.replicas, r.traffic, r.pids) for r in status.revisions] == [
-        ("a", True, 2, 60, (1, 2)), ("b", True, 1, 40, (1,)),
+    assert [(r.id, r.ready, r.replicas, r.ready_replicas, r.traffic, r.pids) for r in status.revisions] == [
+        ("a", True, 2, 1, 60, (1, 2)), ("b", True, 1, 1, 40, (1,)),
     ]  # fmt: skip
 
 
@@ -198,9 +198,9 @@ def deployments(token_file):
 def test_what_is_wrong_is_said_before_anything_is_asked_of_the_cluster(deployments):
     for traffic in ({}, {RevisionId("a"): 90}, {RevisionId("a"): 150, RevisionId("b"): -50}):
         with pytest.raises(SpecError, match="sum to 100"):
-            deployments.route("d", traffic)
+            deployments.route("d", traffic, "")
     with pytest.raises(DriverError, match="'a' of 'd' is not up"):
-        deployments.route("d", {RevisionId("a"): 100})
+        deployments.route("d", {RevisionId("a"): 100}, "")
     deployments.retire("d", RevisionId("a"))
     deployments.delete("d")
     assert list(deployments.metrics("d")) == list(deployments.samples("d", 0.0, 10)) == []

@@ -30,7 +30,7 @@ _ALIVE = ("DEPLOYING", "RUNNING", "UNHEALTHY")
 """What Ray Serve says of an application that it keeps up, or means to."""
 _DEFAULTS = ServerLimits()
 _ANSWERING = ("RUNNING", "UPDATING")
-_LOCAL_OPTIONS = ("--token-file", "--lease-file")
+_LOCAL_OPTIONS = ("--token-file", "--lease-file", "--news-file")
 """Options of a server that name files of this machine."""
 _FIRST = 60.0
 """Seconds that the dashboard has to say what Ray Serve has: for the first such question it connects to its own cluster."""
@@ -71,7 +71,7 @@ class Found:
     @property
     def answers(self) -> bool:
         """Whether the gate answers."""
-        return _answers(self._gate)
+        return bool(_answering(self._gate))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -84,6 +84,11 @@ class Found:
         """The share of each revision that has one."""
         return dict(self.config.get("traffic", {})) if self.gate_is_up else {}
 
+    @property
+    def sticky(self) -> str:
+        """The header by whose value a revision is chosen."""
+        return str(self.config.get("sticky", ""))
+
     def is_up(self, revision: str) -> bool:
         """Whether a revision is there, or on its way."""
         return self.revisions.get(revision, {}).get("status") in _ALIVE
@@ -92,7 +97,7 @@ class Found:
         """Whether a revision answers, or would begin to if it were asked."""
         found = self.revisions.get(revision, {})
         asleep = found.get("status") == "RUNNING" and not _replicas(found)
-        return asleep or _answers(found)
+        return asleep or bool(_answering(found))
 
     def is_scaled(self, revision: Revision) -> bool:
         """Whether Ray Serve has been told of the number of replicas that a revision of ours may have."""
@@ -110,7 +115,7 @@ class Found:
         revisions = tuple(self._revision(revision) for revision in self.revisions)
         with_traffic = [revision for revision in revisions if revision.traffic]
         ready = self.answers and bool(with_traffic) and all(revision.ready for revision in with_traffic)
-        return DeploymentStatus(name, url if self.answers else "", ready, revisions, _pids(self._gate))
+        return DeploymentStatus(name, url if self.answers else "", ready, revisions, _pids(self._gate), sticky=self.sticky)
 
     def _revision(self, revision: str) -> RevisionStatus:
         found = self.revisions[revision]
@@ -119,7 +124,8 @@ class Found:
         coming = found["status"] == "DEPLOYING"  # it has no replica yet, and need not be started again
         replicas = 0 if found["status"] == "DEPLOY_FAILED" else max(len(pids), int(coming))
         reason = "" if ready else _reason(found)
-        return RevisionStatus(RevisionId(revision), ready, replicas, self.traffic.get(revision, 0), reason, pids)
+        traffic = self.traffic.get(revision, 0)
+        return RevisionStatus(RevisionId(revision), ready, replicas, traffic, reason, pids, ready_replicas=_answering(found))
 
 
 def _replicas(application: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -127,9 +133,10 @@ def _replicas(application: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [replica for deployment in deployments for replica in deployment.get("replicas", ())]
 
 
-def _answers(application: Mapping[str, Any]) -> bool:
-    """Whether a replica answers: also while another starts, is lost, or is told of a new configuration."""
-    return application.get("status") in _ALIVE and any(found.get("state") in _ANSWERING for found in _replicas(application))
+def _answering(application: Mapping[str, Any]) -> int:
+    """Return how many replicas answer: also while others start, are lost, or are told of a new configuration."""
+    alive = application.get("status") in _ALIVE
+    return sum(replica.get("state") in _ANSWERING for replica in _replicas(application)) if alive else 0
 
 
 def _pids(application: Mapping[str, Any]) -> tuple[int, ...]:
@@ -177,7 +184,7 @@ class Deployments:
             self._desk(found).carry_out(**wanted)
         return revision.id
 
-    def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
+    def route(self, name: str, traffic: Mapping[RevisionId, Percent], sticky: str) -> None:
         """Give the gate another table, in one step."""
         if sum(traffic.values()) != 100 or min(traffic.values()) < 0:
             raise SpecError(f"the traffic {dict(traffic)} does not sum to 100", fix="give percentages that sum to 100")
@@ -187,8 +194,8 @@ class Deployments:
         if missing or not found.gate_is_up:
             what = f"the revision {missing[0]!r} of {name!r} is not up" if missing else f"{name!r} is not up"
             raise DriverError(what, fix="route to it when it is ready")
-        if shares != found.traffic:
-            config = {**found.config, "traffic": shares}
+        if (shares, sticky) != (found.traffic, found.sticky):
+            config = {**found.config, "traffic": shares, "sticky": sticky}
             self._desk(found).carry_out(gate=config)
 
     def retire(self, name: str, revision: RevisionId) -> None:

@@ -70,8 +70,8 @@ class RayDriver:
         """What a cluster can do; whether it sees this machine's files depends on where it is."""
         address = self._address or settings.current().ray_address
         return Capabilities(
-            train=True, serve=True, telemetry=True, gpu=True, max_workers=4096, routing="weights", scale_to_zero=True,
-            autoscaling="own", elsewhere=bool(address) and not is_here(address),
+            train=True, serve=True, telemetry=True, gpu=True, max_workers=4096, routing="weights", sticky=True,
+            scale_to_zero=True, autoscaling="own", elsewhere=bool(address) and not is_here(address),
         )  # fmt: skip
 
     @property
@@ -183,9 +183,16 @@ class RayDriver:
         self._check_versions(self._api, _OLDEST_SERVE)
         return self._deployments.apply(name, revision)
 
-    def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
+    def route(
+        self,
+        name: str,
+        traffic: Mapping[RevisionId, Percent],
+        *,
+        sticky: str = "",
+        shadow: Mapping[RevisionId, Percent] | None = None,
+    ) -> None:
         """Let the gate split the traffic otherwise."""
-        self._deployments.route(name, traffic)
+        self._deployments.route(name, traffic, sticky)
 
     def retire(self, name: str, revision: RevisionId) -> None:
         """Let Ray Serve drain and end a revision."""

@@ -79,12 +79,14 @@ class GateConfig:
     Parameters
     ----------
     value : mapping
-        ``traffic`` (revision → percent), ``token`` and ``desk`` (the SHA-256 of the deployment's token and of the driver's
-        key, in hex: who reads a configuration can check a token by them, and not tell it), and what only the driver reads.
+        ``traffic`` (revision → percent), ``sticky`` (the header by whose value a revision is chosen), ``token`` and ``desk``
+        (the SHA-256 of the deployment's token and of the driver's key, in hex: who reads a configuration can check a token by
+        them, and not tell it), and what only the driver reads.
     """
 
     def __init__(self, value: Mapping[str, Any]) -> None:
-        self.table = RouteTable({}, {str(name): float(share) for name, share in sorted(value["traffic"].items()) if share})
+        traffic = {str(name): float(share) for name, share in sorted(value["traffic"].items()) if share}
+        self.table = RouteTable({}, traffic, str(value.get("sticky", "")))
         self._token, self._desk = str(value["token"]), str(value["desk"])
 
     def check(self, exchange: Asked) -> None:
@@ -128,7 +130,7 @@ class GateApplication(Application):
         self._max_body, self._timeout = max_body, timeout
         self._config: GateConfig | None = None
         self._in_flight = 0
-        self._metrics = RouterMetrics(in_flight=lambda: self._in_flight, waiting=lambda: 0)  # Ray Serve lets them wait
+        self._metrics = RouterMetrics(in_flight=lambda: self._in_flight, waiting=lambda: 0.0)  # Ray Serve's handles wait
         self._instance = f"{socket.gethostname()}/gate-{secrets.token_hex(4)}"
 
     @property
@@ -208,7 +210,8 @@ class GateApplication(Application):
         try:
             with self._admitted():
                 body = await exchange.read(self._max_body)
-                for revision in self._table.choose(exchange.id):  # after the body: meanwhile the traffic may have been moved
+                table = self._table  # after the body: meanwhile the traffic may have been moved
+                for revision in table.choose(exchange.id, _sticky_key(exchange, table)):
                     try:
                         code = await self._send_on(exchange, revision, body)
                         return
@@ -216,7 +219,7 @@ class GateApplication(Application):
                         _logger.warning("the revision %s: %s", revision, error)
                         if busy := error.busy:
                             break
-                raise _nobody(self._table, busy=busy)
+                raise _nobody(table, busy=busy)
         except HttpError as error:
             code = error.status
             error.headers = (*error.headers, *_revision_header(revision))
@@ -242,6 +245,7 @@ class GateApplication(Application):
             raise HttpError(504, what, fix="send fewer rows, or raise the timeout") from None
         except ConnectionError as error:
             _logger.warning("request %s: the revision %s broke off: %s", exchange.id, revision, error)
+            self._metrics.broke(revision)
             what = f"the revision {revision} broke off"
             raise HttpError(503, what, fix="send the request again if it may be computed twice", headers=AGAIN) from None
 
@@ -265,6 +269,10 @@ class GateApplication(Application):
             await exchange.reply(200, _packed(dict(zip(revisions, found, strict=True))), kind="application/octet-stream")
         else:
             raise HttpError(404, f"there is nothing at {exchange.path[:200]}", fix="update cloudai on both sides")
+
+
+def _sticky_key(exchange: Exchange, table: RouteTable) -> str:
+    return (exchange.header(table.sticky.encode()) or b"").decode("latin-1") if table.sticky else ""
 
 
 def _told(exchange: Exchange) -> dict[str, Any]:
