@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cloudai.specs.limits import Budget
     from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy
     from cloudai.specs.resources import Resources, ScalingPolicy
+    from cloudai.specs.rollout import Guard, Rollout
     from cloudai.specs.search import Search, choice, integers, log_uniform, uniform
     from cloudai.specs.serving import AutoscalingPolicy, ServerLimits
     from cloudai.specs.texts import Lora
@@ -44,11 +45,13 @@ _WHERE = {
     "DecisionPolicy": "cloudai.specs.monitoring",
     "Deployment": "cloudai.serving.deployment",
     "DriftPolicy": "cloudai.specs.monitoring",
+    "Guard": "cloudai.specs.rollout",
     "Lora": "cloudai.specs.texts",
     "Model": "cloudai.artifacts.model",
     "Monitor": "cloudai.monitoring.monitor",
     "Plan": "cloudai.planning.plan",
     "Resources": "cloudai.specs.resources",
+    "Rollout": "cloudai.specs.rollout",
     "Run": "cloudai.training.run",
     "ScalingPolicy": "cloudai.specs.resources",
     "Schedule": "cloudai.training.schedule",
@@ -85,11 +88,13 @@ __all__ = [
     "DecisionPolicy",
     "Deployment",
     "DriftPolicy",
+    "Guard",
     "Lora",
     "Model",
     "Monitor",
     "Plan",
     "Resources",
+    "Rollout",
     "Run",
     "ScalingPolicy",
     "Schedule",

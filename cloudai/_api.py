@@ -32,8 +32,8 @@ from cloudai.serving.advance import due as deployment_due
 from cloudai.serving.advance import needs_of as deployment_needs
 from cloudai.serving.deployment import Deployment, deployment_spending, model_entry, revision_id
 from cloudai.serving.ports import check_port
-from cloudai.serving.rollout import Rollout
 from cloudai.serving.scaling import check_autoscaling
+from cloudai.serving.split import Split
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources
 from cloudai.specs.schedule import ScheduleSpec
@@ -232,7 +232,7 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
     if driver.capabilities.here:
         require("serving", "serve", "torch", "uvicorn", "aiohttp", "prometheus_client")
     check_port(spec.port)
-    desired = {"revisions": {revision: entry}, "rollout": Rollout(revision).to_json(), "offer": offer}
+    desired = {"revisions": {revision: entry}, "rollout": Split(revision).to_json(), "offer": offer}
     anywhere = not driver.capabilities.here
     record = ledger.replace("deployment", spec.name, spec.model_dump(mode="json"), desired, anywhere=anywhere)
     ensure_supervisor(ledger.home)

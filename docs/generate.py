@@ -42,7 +42,8 @@ RETURNED = {
     "Offer": "cloudai.drivers.protocols",
     "Signature": "cloudai.artifacts.signature",
     "Export": "cloudai.artifacts.export",
-    "Rollout": "cloudai.serving.rollout",
+    "Split": "cloudai.serving.split",
+    "Progress": "cloudai.serving.rollout",
     "Report": "cloudai.monitoring.drift",
     "Finding": "cloudai.monitoring.drift",
     "Inventory": "cloudai.inventory",
@@ -282,9 +283,12 @@ def refusals() -> str:
 def metrics() -> str:
     """List the metrics of server and router with their labels."""
     rows = []
-    for call in ast.walk(ast.parse((PACKAGE / "serving" / "metrics.py").read_text(encoding="utf-8"))):
-        kind = getattr(call.func, "id", "").removesuffix("MetricFamily") if isinstance(call, ast.Call) else ""
-        if isinstance(call, ast.Call) and kind in {"Counter", "Gauge", "Histogram"}:
+    texts = [(PACKAGE / "serving" / name).read_text(encoding="utf-8") for name in ("metrics.py", "router_metrics.py")]
+    for call in (node for text in texts for node in ast.walk(ast.parse(text))):
+        name = getattr(call.func, "id", "") if isinstance(call, ast.Call) else ""
+        kind = name.removesuffix("MetricFamily").lstrip("_").capitalize()
+        named = isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant)
+        if isinstance(call, ast.Call) and named and kind in {"Counter", "Gauge", "Histogram"}:
             name, meaning = (ast.literal_eval(arg) for arg in call.args[:2])
             rows.append((f"`{name}`", kind.lower(), meaning))
     return _table(("metric", "kind", "what it counts"), sorted(rows))

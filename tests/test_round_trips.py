@@ -22,10 +22,11 @@ from cloudai.monitoring.decide import Decision
 from cloudai.monitoring.drift import Finding, Report
 from cloudai.planning.estimate import Estimate
 from cloudai.planning.plan import Plan
-from cloudai.serving.rollout import Rollout
+from cloudai.serving.split import Split
 from cloudai.specs.limits import Budget
 from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources, ScalingPolicy
+from cloudai.specs.rollout import Guard, Rollout
 from cloudai.specs.schedule import ScheduleSpec, TableSpec
 from cloudai.specs.search import Choice, Range, Search
 from cloudai.specs.serving import AutoscalingPolicy, DeploySpec, ServerLimits
@@ -161,8 +162,29 @@ world = st.builds(
     outages=st.lists(st.builds(Outage, start=SECONDS, end=SECONDS), max_size=2).map(tuple),
     fates=st.lists(st.builds(Fate, revision=TEXT, error_rate=st.floats(0, 1)), max_size=2).map(tuple),
 )
+guard = st.builds(
+    Guard,
+    watch=st.sampled_from(["errors", "latency", "drift", "shadow", "accuracy"]),
+    margin=st.floats(0, 0.99),
+    quantile=st.floats(0.01, 0.99),
+    tolerance=st.floats(0.01, 1),
+)
+rollout = st.builds(
+    Rollout,
+    steps=st.sets(st.integers(0, 100), min_size=1, max_size=5).map(lambda shares: tuple(sorted(shares))),
+    bake=st.floats(0, 60),
+    shadow=st.integers(0, 100),
+    sticky=st.sampled_from(["", "x-user-id"]),
+    alarm_rate=st.floats(0.001, 0.5),
+    min_requests=st.integers(0, 10**6),
+    max_time=st.floats(60, 1e6),
+    on_max_time=st.sampled_from(["hold", "rollback", "proceed"]),
+    ready_within=st.floats(1, 1e6),
+)
 SPECS = {
     Resources: resources,
+    Guard: guard,
+    Rollout: rollout,
     ServerLimits: limits,
     AutoscalingPolicy: autoscaling,
     DriftPolicy: drift,
@@ -205,7 +227,7 @@ tensor_spec = st.builds(
     TensorSpec, TEXT, st.sampled_from(["float32", "int64", "bool"]), st.lists(st.integers(-1, 9), max_size=3).map(tuple)
 )
 signature = st.builds(Signature, st.lists(tensor_spec, max_size=2).map(tuple), st.lists(tensor_spec, max_size=2).map(tuple))
-rollout = st.builds(Rollout, TEXT, TEXT, st.integers(0, 100), TEXT)
+split = st.builds(Split, TEXT, TEXT, st.integers(0, 100), TEXT)
 offer = st.builds(Offer, TEXT, TEXT, price, TEXT, TEXT, TEXT, st.booleans(), st.booleans(), TEXT, st.booleans())
 estimate = st.builds(Estimate, st.none() | SECONDS, st.none() | SECONDS, TEXT)
 plan = st.builds(
@@ -218,7 +240,7 @@ plan = st.builds(
     estimate,
     st.booleans(),
 )
-VALUES = {Report: report, Decision: decision, Signature: signature, Rollout: rollout, Plan: plan, Finding: finding}
+VALUES = {Report: report, Decision: decision, Signature: signature, Split: split, Plan: plan, Finding: finding}
 
 BY_NAME = {"Run", "Benchmark", "Deployment", "Monitor", "Model", "Schedule"}
 """Handles come back by their name: `attach`, `load_model`."""

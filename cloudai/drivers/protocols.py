@@ -57,6 +57,10 @@ class Capabilities:
     """The most workers of one run; 0 means none."""
     routing: Literal["no", "weights", "device"] = "no"
     """How traffic is split: not at all, by weights between revisions, or by device."""
+    sticky: bool = False
+    """Whether `ServeDriver.route` takes the name of a header by which requests stay with a revision."""
+    shadow: bool = False
+    """Whether `ServeDriver.route` takes shares of the requests that are mirrored to other revisions."""
     scale_to_zero: bool = False
     autoscaling: Literal["no", "asked", "own"] = "no"
     """Who changes the number of replicas: nobody, cloudai by `ScaleDriver.scale`, or the place itself by `Revision.scaling`."""
@@ -185,6 +189,8 @@ class RevisionStatus:
     """Requests that are being worked on, and those that wait for a replica."""
     ready_replicas: int = 0
     """Those of its replicas that take requests now; 0 where the driver does not count them."""
+    shadow: Percent = 0
+    """The share of the other revisions' requests that is mirrored to it."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +204,8 @@ class DeploymentStatus:
     pids: tuple[int, ...] = ()
     cost: float | None = None
     """What the place says that it has cost so far, in the currency of the offer; None where it does not say."""
+    sticky: str = ""
+    """The header by which requests stay with a revision."""
 
 
 @dataclass(frozen=True)
@@ -292,8 +300,20 @@ class ServeDriver(Driver, Protocol):
         """
         ...
 
-    def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
+    def route(
+        self,
+        name: str,
+        traffic: Mapping[RevisionId, Percent],
+        *,
+        sticky: str = "",
+        shadow: Mapping[RevisionId, Percent] | None = None,
+    ) -> None:
         """Split the traffic, all at once, without losing a request.
+
+        With `sticky`, the lower-case name of a header, requests with the same value in it go to the same revision as long as
+        no other's share grows. Of `shadow`, that percentage of the requests is asked of these revisions too, and what
+        they answer is compared and counted, and never shown to the client. Neither is given to a driver whose capabilities
+        do not say so.
 
         `SpecError` where the percentages do not sum to 100, `DriverError` where a revision with a share is not up; then
         the traffic stays as it was.
@@ -340,7 +360,12 @@ class TelemetryDriver(Driver, Protocol):
     """A driver that can say how a deployment fares."""
 
     def metrics(self, name: str, *, since: datetime) -> Iterable[Metric]:
-        """Read the latest values that were measured after `since`; none of an unknown deployment."""
+        """Read the latest values that were measured after `since`; none of an unknown deployment.
+
+        A rollout's guards need ``cloudai_requests_total{revision, code}`` and
+        ``cloudai_request_duration_seconds_bucket{revision, le}``, and where answers are mirrored
+        ``cloudai_shadow_difference_bucket{revision, le}``.
+        """
         ...
 
     def samples(self, name: str, *, since: datetime, limit: int) -> Iterable[Sample]:

@@ -12,8 +12,9 @@ from cloudai.errors import CloudAIError, DriverError, LedgerError, NotReadyError
 from cloudai.planning.plan import place
 from cloudai.planning.silence import Silence, asks_again
 from cloudai.planning.spending import price_of
-from cloudai.serving.rollout import Rollout
+from cloudai.serving import steering
 from cloudai.serving.scaling import policy_of, to_driver
+from cloudai.serving.steering import Routing, steer
 from cloudai.serving.upkeep import Upkeep, next_change
 from cloudai.specs.confidential import redact, redacted
 from cloudai.specs.serving import DeploySpec
@@ -44,10 +45,10 @@ def due(ledger: Ledger, record: Record) -> float | None:
     again = asks_again(record.status)
     if again is not None:
         return again
-    left = ledger.lease_left("deployment", record.name)
-    ends = None if left is None else ledger.clock.now() + left
+    left, now = ledger.lease_left("deployment", record.name), ledger.clock.now()
+    ends = None if left is None else now + left
     scales = next_change(policy_of(record), record.status.get("upkeep", {}))
-    return min((moment for moment in (ends, scales) if moment is not None), default=None)
+    return min((moment for moment in (ends, scales, steering.due(record, now)) if moment is not None), default=None)
 
 
 def advance(ledger: Ledger, record: Record) -> None:
@@ -145,13 +146,14 @@ class _Advance:
         return models
 
     def _reconcile(self, models: Mapping[str, Mapping[str, str]]) -> None:
-        rollout = Rollout.from_json(self.record.desired["rollout"])
         found = self.driver.inspect(self.spec.name)
+        routing = steer(self.ledger, self.record, found)
+        split = routing.split
         up = {str(revision.id): revision for revision in found.revisions}
         upkeep = Upkeep(self.driver, policy_of(self.record), self.record.status.get("upkeep", {}))
         crashes = {rev: n for rev, n in self.record.status.get("crashes", {}).items() if rev not in up or not up[rev].ready}
         crashes |= {rev: _MOST_CRASHES for rev in up if upkeep.deaths(rev) >= _MOST_CRASHES and not up[rev].ready}
-        for revision in sorted(rollout.kept):
+        for revision in sorted(split.kept):
             ended = revision in up and not up[revision].replicas and not upkeep.is_asleep(revision)
             if revision not in up or ended or not found.pids:
                 if crashes.get(revision, 0) >= _MOST_CRASHES:
@@ -159,16 +161,14 @@ class _Advance:
                 crashes[revision] = crashes.get(revision, 0) + ended
                 self._apply(revision, models[revision])
         tended = [revision for revision in found.revisions if crashes.get(revision.id, 0) < _MOST_CRASHES]
-        upkeep.tend(self.spec.name, replace(found, revisions=tuple(tended)), rollout, self.ledger.clock.now())
-        observed = {revision.id: revision.traffic for revision in found.revisions if revision.traffic}
-        wanted = {revision: share for revision, share in rollout.traffic.items() if share}
-        if observed != wanted and all(revision in up and up[revision].ready for revision in wanted):
-            self.driver.route(self.spec.name, {RevisionId(rev): share for rev, share in wanted.items()})
+        upkeep.tend(self.spec.name, replace(found, revisions=tuple(tended)), split, self.ledger.clock.now())
+        if not routing.is_so(found) and all(revision in up and up[revision].ready for revision in routing.traffic):
+            routing.apply(self.driver, self.spec.name)
             found = self.driver.inspect(self.spec.name)
         for left in found.revisions:
-            if left.id not in rollout.kept and (left.replicas or left.ready) and not left.traffic:
+            if left.id not in split.kept and (left.replicas or left.ready) and not left.traffic:
                 self.driver.retire(self.spec.name, left.id)
-        self._note(found, rollout, crashes, upkeep)
+        self._note(found, routing, crashes, upkeep)
 
     def _apply(self, revision: str, model: Mapping[str, str]) -> None:
         limits, token = self.spec.limits, token_path(self.ledger.home, self.spec.name)
@@ -185,7 +185,7 @@ class _Advance:
         wanted = Revision(RevisionId(revision), tuple(argv), env, needs_of(self.spec), self.spec.port, scaling)
         self.driver.apply(self.spec.name, wanted, key=f"{self.spec.name}/{revision}")
 
-    def _note(self, found: DeploymentStatus, rollout: Rollout, crashes: Mapping[str, int], upkeep: Upkeep) -> None:
+    def _note(self, found: DeploymentStatus, routing: Routing, crashes: Mapping[str, int], upkeep: Upkeep) -> None:
         """Write down what is there beside what should be."""
         rows = [
             {
@@ -198,11 +198,10 @@ class _Advance:
                 "pids": list(r.pids),
             }
             for r in found.revisions
-            if r.id in rollout.kept or r.replicas
+            if r.id in routing.split.kept or r.replicas
         ]
-        observed = {row["id"]: row["traffic"] for row in rows if row["traffic"]}
-        settled = found.ready and observed == {rev: share for rev, share in rollout.traffic.items() if share}
-        settled = settled and all(row["ready"] for row in rows if row["id"] in rollout.kept) and upkeep.is_done(found, rollout)
+        settled = found.ready and routing.is_so(found) and not routing.rolling and upkeep.is_done(found, routing.split)
+        settled = settled and all(row["ready"] for row in rows if row["id"] in routing.split.kept)
         broken = [row for row in rows if crashes.get(str(row["id"]), 0) >= _MOST_CRASHES and not row["ready"]]
         phase = "failing" if broken else "ready" if settled else "updating" if found.ready else "starting"
         reason = f"{broken[0]['id']} does not start: {broken[0]['reason']}" if broken else upkeep.trouble(found)

@@ -14,6 +14,7 @@ from cloudai.serving import binary, openapi, page, protocol
 from cloudai.serving.asgi import Application, Asked, Call, Exchange, ExpressLane, Headers, HttpError, json_bytes
 from cloudai.serving.metrics import ServerMetrics, exposition
 from cloudai.serving.service import ModelService, Place
+from cloudai.serving.shadow import HEADER as SHADOW
 
 __all__ = ["Handler", "Inference", "ModelApplication", "show_page"]
 
@@ -240,7 +241,7 @@ class Inference:
             self._place.refuse(HttpError(400, error.what, fix=error.fix))
         else:
             self._call.notes = {**self._service.about, "rows": self._request.rows}
-            self._place.ask(self._request, self._call.id)
+            self._place.ask(self._request, self._call.id, keep=self._call.header(SHADOW) is None)
 
     def refuse(self, error: HttpError) -> None:
         """End with this error."""
@@ -275,7 +276,8 @@ class _AsgiCall(Call):
     __slots__ = ("answer",)
 
     def __init__(self, exchange: Exchange) -> None:
-        super().__init__(exchange.path, exchange.scope["headers"])
+        super().__init__(exchange.path, exchange.headers)
+        self.url = exchange.path.encode()
         self.id = exchange.id
         self.answer: asyncio.Future[tuple[int, bytes, str, Headers]] = asyncio.get_running_loop().create_future()
 

@@ -68,6 +68,8 @@ class Asked:
     ----------
     path : str
         Decoded.
+    headers : sequence of tuple
+        All of them as they came, their names in lower case.
     id : str
         The client's ``x-request-id`` if it is sane (up to 64 of ``A-Z a-z 0-9 . _ : -``), else a new one.
     begun : float
@@ -76,12 +78,13 @@ class Asked:
         What the one who answers has to say of it, for those who keep account of requests.
     """
 
-    __slots__ = ("_headers", "begun", "id", "notes", "path")
+    __slots__ = ("_headers", "begun", "headers", "id", "notes", "path")
 
     def __init__(self, path: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self.begun = time.perf_counter()
         self.path = path
         self.notes: Mapping[str, Any] = _NOTHING
+        self.headers = headers
         self._headers: dict[bytes, bytes] = dict(headers[::-1])
         self.id = _identity(self._headers.get(b"x-request-id"))
 
@@ -130,9 +133,17 @@ class Account:
 
 
 class Call(Asked, ABC):
-    """A request on the express lane: its body is whole before it is looked at, and its answer is written at once."""
+    """A request on the express lane: its body is whole before it is looked at, and its answer is written at once.
 
-    __slots__ = ()
+    Attributes
+    ----------
+    url : bytes
+        The path and the query, as they came.
+    """
+
+    __slots__ = ("url",)
+
+    url: bytes
 
     @abstractmethod
     def finish(self, status: int, body: Sequence[bytes | memoryview], *, kind: bytes, headers: Headers = ()) -> None:
@@ -160,8 +171,11 @@ class Express(Protocol):
         """Give up: the client went away."""
 
 
-ExpressLane = Mapping[bytes, Callable[[Call], Express]]
-"""What is taken on the express lane: POST to these raw paths."""
+class ExpressLane(Protocol):
+    """What is taken on the express lane: POST to these raw paths."""
+
+    def get(self, url: bytes, /) -> Callable[[Call], Express] | None:
+        """Return what answers there; None where the request has to go the other way."""
 
 
 class Exchange(Asked):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ from cloudai.drivers import registry
 from cloudai.errors import NotReadyError, RunFailedError, SpecError
 from cloudai.planning.spending import Span, Spending, spending
 from cloudai.serving import client
-from cloudai.serving.rollout import Rollout
+from cloudai.serving.labels import judged
+from cloudai.serving.rollout import Progress
 from cloudai.serving.scaling import check_autoscaling, policy_of, price_now, replicas_text
+from cloudai.serving.split import Split
+from cloudai.serving.steering import order_of, progress_of, routing_of
+from cloudai.serving.told import guard_rows, rollout_facts
+from cloudai.specs.rollout import Guard, Rollout, RolloutOrder
 from cloudai.specs.serving import AutoscalingPolicy, DeploySpec
 from cloudai.state.handles import Handle
 from cloudai.state.ledger import Ledger, Record
@@ -29,14 +35,15 @@ from cloudai.training.run import Run
 __all__ = ["Deployment", "revision_id"]
 
 _POLL = 0.05  # seconds between two looks while waiting
+_MOST_ROWS = 1_000_000  # kept predictions that labels are joined with
 _PREDICT_WAIT = 60.0  # seconds that predict() waits for a deployment that is still starting
 
 
 class Deployment(Handle):
     """A model as a service, made by `cloudai.deploy` and found again with `cloudai.attach`.
 
-    Changes (`canary`, `promote`, `rollback`) return at once and are carried out by the supervisor; `wait` waits until
-    what is there is what was asked for.
+    Changes (`canary`, `promote`, `pause`, `resume`, `rollback`) return at once and are carried out by the supervisor; `wait`
+    waits until what is there is what was asked for.
     """
 
     def __init__(self, ledger: Ledger, record: Record) -> None:
@@ -57,9 +64,14 @@ class Deployment(Handle):
         return str(self._record.status.get("url", ""))
 
     @property
-    def rollout(self) -> Rollout:
-        """Which revision should have which share of the traffic."""
-        return Rollout.from_json(self._record.desired["rollout"])
+    def split(self) -> Split:
+        """Which revision should have which share of the traffic now."""
+        return routing_of(self._record).split
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far the last rollout by itself has come; None where the traffic was set by hand since."""
+        return progress_of(self._record)
 
     @property
     def revisions(self) -> list[Mapping[str, Any]]:
@@ -85,7 +97,7 @@ class Deployment(Handle):
         NotReadyError
             If its run has not made it yet.
         """
-        entry = self._entry(self.rollout.stable)
+        entry = self._entry(self.split.stable)
         if self._model is None or self._model.digest != entry["digest"]:
             self._model = Model.open(entry["uri"], entry["digest"])
         return self._model
@@ -100,12 +112,12 @@ class Deployment(Handle):
         return entry
 
     def wait(self, timeout: float = 120.0) -> Deployment:
-        """Wait until what is there is what was asked for; Ctrl-C stops the waiting only.
+        """Wait until what is there is what was asked for, a rollout by itself to its end; Ctrl-C stops the waiting only.
 
         Raises
         ------
         RunFailedError
-            If it cannot get there, with the reason.
+            If it cannot get there, with the reason: also when the rollout went back by itself.
         NotReadyError
             If the time is over first.
         """
@@ -115,15 +127,36 @@ class Deployment(Handle):
             while True:
                 self.refresh()
                 if self._settled() or (self._deleting and self.ended):
-                    return self
+                    return self._not_rolled_back()
                 if self.ended or (self.phase == "failing" and self._heard):
                     raise self._failure()
                 if clock.now() > deadline:
-                    raise NotReadyError(f"the deployment {self.name!r} is still {self.phase}", fix="wait longer, or print it")
+                    raise self._too_long()
                 clock.pause(_POLL)
         except KeyboardInterrupt:
             sys.stderr.write(f"Stopped waiting; {self.name} goes on. Come back: cloudai.attach({self.ref!r})\n")
             return self
+
+    def _not_rolled_back(self) -> Deployment:
+        progress = self.progress
+        if progress is not None and progress.phase == "rolled back":
+            what = f"{self._canary_asked} was rolled back: {progress.reason}"
+            raise RunFailedError(what, fix=progress.numbers or "mend it and try it again")
+        return self
+
+    def _too_long(self) -> NotReadyError:
+        progress = self.progress
+        if progress is not None and progress.phase in ("held", "paused"):
+            why = f": {progress.reason}" if progress.reason else ""
+            return NotReadyError(
+                f"the rollout of {self._canary_asked} is {progress.phase}{why}", fix="promote() or rollback() it"
+            )
+        return NotReadyError(f"the deployment {self.name!r} is still {self.phase}", fix="wait longer, or print it")
+
+    @property
+    def _canary_asked(self) -> str:
+        """The revision that the last rollout by itself is about."""
+        return Split.from_json(self._record.desired["rollout"]).canary
 
     @property
     def _heard(self) -> bool:
@@ -131,9 +164,9 @@ class Deployment(Handle):
         return bool(self._record.status.get("wish") == self._record.desired.get("wish"))
 
     def _settled(self) -> bool:
-        wanted = {revision: share for revision, share in self.rollout.traffic.items() if share}
+        routing = routing_of(self._record)
         ready = {row["id"] for row in self.revisions if row["ready"]}
-        there = self.traffic == wanted and self.rollout.kept <= ready
+        there = self.traffic == routing.traffic and routing.split.kept <= ready and not routing.rolling
         return there and self._heard and self.phase == "ready" and not self._deleting
 
     def _failure(self) -> RunFailedError:
@@ -188,7 +221,14 @@ class Deployment(Handle):
         """Make a new token; from the next request on the old one is refused."""
         renew_token(self.token_file)
 
-    def canary(self, model: Any = None, percent: int = 10) -> Deployment:
+    def canary(
+        self,
+        model: Any = None,
+        percent: int | None = None,
+        *,
+        rollout: Rollout | None = None,
+        guards: Sequence[Guard] = (),
+    ) -> Deployment:
         """Bring another model up and give it a share of the traffic as soon as it is ready.
 
         Parameters
@@ -196,17 +236,38 @@ class Deployment(Handle):
         model : Model, Run or str, optional
             The model, the run that made it, or its name as for `cloudai.load_model`; without one, only the share of the
             present canary changes.
-        percent : int
-            Its share, 0 to 100.
+        percent : int, optional
+            Its share, 0 to 100, by hand; by default 10. It takes the present canary out of a rollout by itself.
+        rollout : Rollout, optional
+            In place of a share: the steps by which it gets the traffic by itself, and is thrown out by itself.
+        guards : sequence of Guard, optional
+            What throws it out; by default ``Guard(watch="errors")``. Guards without a rollout mean ``Rollout()``.
 
         Raises
         ------
         SpecError
-            If another canary is on trial, or the model's signature would break callers.
+            If another canary is on trial, the model's signature would break callers, or the driver cannot do it.
         """
-        rollout = self._fresh_rollout()
+        split = self._fresh_split()
+        if rollout is None and not guards:
+            return self._by_hand(split, model, 10 if percent is None else percent)
+        if percent is not None:
+            raise SpecError("a share by hand and a rollout by itself are two things", fix="give percent= or rollout=")
+        order = RolloutOrder.new(secrets.token_hex(4), rollout or Rollout(), guards, self._ledger.clock.now())
+        self._check_driver(order)
         if model is None:
-            return self._roll(rollout.start_canary(rollout.canary, percent))
+            return self._roll(split.start_canary(split.canary, 0), order)
+        revisions, revision = self._with(model)
+        return self._roll(split.start_canary(revision, 0), order, revisions=revisions)
+
+    def _by_hand(self, split: Split, model: Any, percent: int) -> Deployment:
+        if model is None:
+            return self._roll(split.start_canary(split.canary, percent))
+        revisions, revision = self._with(model)
+        return self._roll(split.start_canary(revision, percent), revisions=revisions)
+
+    def _with(self, model: Any) -> tuple[dict[str, Any], str]:
+        """Return the revisions with that of a model that may become a canary, and its name."""
         model = self._opened(model)
         if model.digest == self.model.digest:
             raise SpecError(
@@ -217,9 +278,16 @@ class Deployment(Handle):
             raise SpecError(f"{what}, callers of {self.name!r} use {self.model.signature}", fix="deploy it under another name")
         revisions: dict[str, Any] = dict(self._record.desired["revisions"])
         revision = revision_id(model, revisions)
-        revisions[revision] = model_entry(model)
-        self._wish(revisions=revisions, rollout=rollout.start_canary(revision, percent).to_json())
-        return self
+        return {**revisions, revision: model_entry(model)}, revision
+
+    def _check_driver(self, order: RolloutOrder) -> None:
+        able = registry.serve_driver(self.spec.on).capabilities
+        if not able.telemetry:
+            raise SpecError(f"the driver {self.spec.on!r} cannot say how a version fares", fix="roll out by hand: percent=")
+        if order.rollout.sticky and not able.sticky:
+            raise SpecError(f"the driver {self.spec.on!r} cannot keep requests with a version", fix="leave sticky= out")
+        if order.rollout.shadow and not able.shadow:
+            raise SpecError(f"the driver {self.spec.on!r} cannot mirror requests", fix="leave shadow= out")
 
     def _opened(self, model: Any) -> Model:
         if isinstance(model, str):
@@ -232,24 +300,86 @@ class Deployment(Handle):
 
     def promote(self) -> Deployment:
         """Give the canary all the traffic; the revision before it stays up to go back to."""
-        return self._roll(self._fresh_rollout().promote())
+        return self._roll(self._fresh_split().promote())
 
     def rollback(self) -> Deployment:
         """Go back to the stable revision, or from a promoted one to the one before."""
-        return self._roll(self._fresh_rollout().rollback())
+        return self._roll(self._fresh_split().rollback())
 
-    def _fresh_rollout(self) -> Rollout:
+    def pause(self) -> Deployment:
+        """Let a rollout by itself stay at its step; its guards go on watching, and can still throw the version out.
+
+        Raises
+        ------
+        SpecError
+            If there is no rollout by itself under way.
+        """
+        return self._reorder(paused=True)
+
+    def resume(self) -> Deployment:
+        """Let a paused or held rollout go on: its step begins anew.
+
+        Raises
+        ------
+        SpecError
+            If there is no rollout by itself under way.
+        """
+        return self._reorder(paused=False)
+
+    def label(self, labels: Mapping[str, Any]) -> int:
+        """Say what the right predictions were, for the guard on accuracy; give each label once.
+
+        Parameters
+        ----------
+        labels : mapping of str to int or str
+            By the request's id, which an answer's header ``x-request-id`` names: the class, as the model numbers or names it.
+
+        Returns
+        -------
+        int
+            How many of them belong to predictions that were kept since the last rollout by itself was asked for.
+
+        Raises
+        ------
+        SpecError
+            If there is no rollout by itself under way.
+        CloudAIError
+            If the service does not answer.
+        """
+        order = self._order_under_way()
+        driver = registry.telemetry_driver(self.spec.on)
+        since = datetime.fromtimestamp(order.asked, UTC)
+        counts = judged(driver.samples(self.name, since=since, limit=_MOST_ROWS), labels)
+        known = self._record.desired.get("labelled") or {}
+        added = {rev: [a + b for a, b in zip(known.get(rev, (0, 0)), pair, strict=True)] for rev, pair in counts.items()}
+        self._want(labelled={**known, **added})
+        return sum(rows for rows, _ in counts.values())
+
+    def _order_under_way(self) -> RolloutOrder:
+        self._fresh_split()
+        order, progress = order_of(self._record), self.progress
+        if order is None or (progress is not None and progress.ended):
+            raise SpecError("no rollout by itself is under way", fix="start one: deployment.canary(model, rollout=…)")
+        return order
+
+    def _reorder(self, *, paused: bool) -> Deployment:
+        order = self._order_under_way()
+        change = {"paused": paused, "resumed": order.resumed + (not paused)}
+        self._want(order=order.model_copy(update=change).model_dump(mode="json"))
+        return self
+
+    def _fresh_split(self) -> Split:
         self.refresh()
         if self.ended or self._deleting:
             raise NotReadyError(f"the deployment {self.name!r} is deleted", fix="deploy the model again")
-        return self.rollout
+        return self.split
 
     @property
     def _deleting(self) -> bool:
         return bool(self._record.desired.get("delete"))
 
-    def _roll(self, rollout: Rollout) -> Deployment:
-        self._wish(rollout=rollout.to_json())
+    def _roll(self, split: Split, order: RolloutOrder | None = None, **change: object) -> Deployment:
+        self._wish(rollout=split.to_json(), order=None if order is None else order.model_dump(mode="json"), **change)
         return self
 
     def _wish(self, **change: object) -> None:
@@ -269,7 +399,7 @@ class Deployment(Handle):
         SpecError
             If there cannot be so many, or the place cannot do it.
         """
-        self._fresh_rollout()
+        self._fresh_split()
         policy = to if isinstance(to, AutoscalingPolicy) else AutoscalingPolicy.fixed(to)
         check_autoscaling(policy, registry.serve_driver(self.spec.on))
         self._wish(autoscaling=policy.model_dump(mode="json"))
@@ -292,16 +422,28 @@ class Deployment(Handle):
             ("spent", str(self.cost)),
             ("replicas", replicas_text(self.autoscaling)),
             ("lease", f"{duration(self.spec.lease)} without a live handle" if self.spec.lease else "for ever"),
+            *self._rollout_facts(),
         ]
         rows = [
             (row["id"], f"{row['traffic']} %", _ready(row), _replicas(row), self._role(row["id"])) for row in self.revisions
         ]
         tables = [Table(("revision", "traffic", "ready", "replicas", "role"), rows)] if rows else []
+        order, progress = order_of(self._record), self.progress
+        if order is not None and progress is not None:
+            tables.append(Table(("guard", "evidence", "effect"), guard_rows(order, progress)))
         note = f"as of {self.age}; cloudai.attach({self.ref!r}) brings it back"
         return Card(f"Deployment {self.name}", facts, tables=tables, notes=[note])
 
+    def _rollout_facts(self) -> list[tuple[str, str]]:
+        order, progress = order_of(self._record), self.progress
+        if order is None:
+            return []
+        if progress is None:
+            return [("rollout", "about to begin")]
+        return rollout_facts(self._canary_asked, order, progress, self._ledger.clock.now())
+
     def _role(self, revision: str) -> str:
-        state = self.rollout
+        state = self.split
         roles = {state.stable: "stable", state.canary: "canary", state.previous: "previous, to go back to"}
         return roles.get(revision, "ending")
 
@@ -318,8 +460,6 @@ class Deployment(Handle):
         CloudAIError
             If the service does not answer.
         """
-        from datetime import UTC, datetime
-
         driver = registry.telemetry_driver(self.spec.on)
         totals: dict[str, float] = {}
         for metric in driver.metrics(self.name, since=datetime.fromtimestamp(self._record.created, UTC)):

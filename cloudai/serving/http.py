@@ -65,7 +65,8 @@ class _Call(Call):
     disconnected = False
 
     def __init__(self, protocol: _Protocol, path: bytes, headers: list[tuple[bytes, bytes]], *, keep_alive: bool) -> None:
-        super().__init__(path.decode("ascii"), headers)
+        super().__init__(path.partition(b"?")[0].decode("ascii"), headers)
+        self.url = path
         self.keep_alive = keep_alive
         self.response_complete = False
         self.express: Express | None = None
@@ -196,11 +197,21 @@ class _Protocol(HttpToolsProtocol):
         if not keep_alive:
             self.transport.close()
         self.on_response_complete()
+        if self.flow.write_paused:  # who does not read his answers is not asked for more requests
+            self.flow.pause_reading()
         if self._application.accountants:
             self._account(call, status, own[1])
 
     def _account(self, call: _Call, status: int, sent: int) -> None:
         self._application.account(call, "POST", status, sent, self.client[0] if self.client else "")
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.flow.resume_reading()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """End an idle connection, also where the client has not read its last answer and never will."""
+        self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, or too much of it, in our words; uvicorn calls this for whatever it cannot read."""

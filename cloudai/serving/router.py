@@ -13,8 +13,8 @@ import io
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import aiohttp
@@ -23,10 +23,13 @@ from yarl import URL
 
 from cloudai.serving.access import Access
 from cloudai.serving.asgi import AGAIN, Application, Exchange, HttpError, json_bytes
-from cloudai.serving.metrics import RouterMetrics, exposition
+from cloudai.serving.metrics import exposition
 from cloudai.serving.process import ProcessOptions, errors_in_two_lines, read_arguments, run
 from cloudai.serving.replicas import Load, Replicas
+from cloudai.serving.router_metrics import RouterMetrics
 from cloudai.serving.routes import RouteFile, RouteTable
+from cloudai.serving.shadow import HEADER as SHADOW
+from cloudai.serving.shadow import Answered, Mirror
 from cloudai.serving.wakeup import WaitingRoom
 from cloudai.specs.units import Bytes, Seconds
 from cloudai.state import news
@@ -45,7 +48,7 @@ _HOP_BY_HOP = {
     b"transfer-encoding",
     b"upgrade",
 }  # RFC 9110, section 7.6.1
-_NOT_FORWARDED = _HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-request-id"}
+_NOT_FORWARDED = _HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-request-id", SHADOW}
 _NOT_RETURNED = _HOP_BY_HOP | {b"date", b"server", b"x-request-id", b"x-cloudai-revision"}
 _logger = logging.getLogger(__name__)
 
@@ -74,6 +77,7 @@ class RouterApplication(Application):
         self._room = WaitingRoom(self._ports, options.news_file, most=options.max_waiting)
         self._metrics = RouterMetrics(in_flight=lambda: self.in_flight, waiting=self._room.waiting.total)
         self._room.on_cold_start = self._metrics.cold_started
+        self._mirror = Mirror(self._metrics)
 
     @property
     def in_flight(self) -> int:
@@ -91,6 +95,7 @@ class RouterApplication(Application):
 
     async def stop(self) -> None:
         """Close the pool."""
+        await self._mirror.stop()
         await self._session.close()
 
     def describe(self) -> dict[str, Any]:
@@ -151,7 +156,8 @@ class RouterApplication(Application):
         """Have a replica of the chosen revision answer, or of the next one if nobody listens there; wait where nobody does."""
         while True:
             table = self._table()  # after the body: during a slow upload the traffic may have been moved
-            chosen = table.choose(exchange.id)
+            chosen = table.choose(exchange.id, _sticky_key(exchange, table))
+            asked.shadow = table.shadow
             for revision in chosen:
                 asked.revision = revision
                 with self._working_for(revision):
@@ -171,7 +177,7 @@ class RouterApplication(Application):
         """Return the status that a replica answered; None if none of them listens."""
         for port in self._replicas.in_order(ports):
             with self._replicas.asked(port):
-                code = await self._proxy(exchange, revision, port, body, asked.deadline)
+                code = await self._proxy(exchange, revision, port, body, asked)
             if code is not None:
                 return code
             if self._replicas.silent(port) and self._options.news_file is not None:
@@ -191,7 +197,7 @@ class RouterApplication(Application):
         """Return how busy each revision is; who waits counts at once, and not only over time."""
         return {revision: max(load.mean(), self._room.waiting[revision]) for revision, load in self._loads.items()}
 
-    async def _proxy(self, exchange: Exchange, revision: str, port: int, body: bytes, deadline: float) -> int | None:
+    async def _proxy(self, exchange: Exchange, revision: str, port: int, body: bytes, asked: _Asked) -> int | None:
         """Pass request and answer on and return the status; None if nothing was sent because nobody listens."""
         try:
             async with self._session.request(
@@ -200,15 +206,21 @@ class RouterApplication(Application):
                 headers=_forwarded(exchange),
                 data=io.BytesIO(body) if body else None,
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=max(0.001, deadline - asyncio.get_running_loop().time())),
+                timeout=aiohttp.ClientTimeout(total=max(0.001, asked.deadline - asyncio.get_running_loop().time())),
             ) as answer:
                 chunk = await answer.content.readany()  # before the head: a revision that dies here still gives a clean 503
                 headers = _passed(answer.raw_headers, _NOT_RETURNED)
                 await exchange.start(answer.status, [*headers, *_revision_header(revision)])
+                mirrored, kept = self._mirror.drawn(exchange, revision, asked.shadow), list[bytes]()
                 while chunk:
                     await exchange.write(chunk, more=True)
+                    if mirrored:
+                        kept.append(chunk)
                     chunk = await answer.content.readany()
                 await exchange.write(b"", more=False)
+                if mirrored and answer.status == 200:
+                    answered = Answered(200, b"".join(kept), _json_bytes(answer))
+                    self._mirror.send(mirrored, answered, lambda: self._ask_again(exchange, mirrored, body))
                 return answer.status
         except TimeoutError:
             what = f"the revision {revision} did not answer within {self._options.timeout:g} s"
@@ -218,8 +230,34 @@ class RouterApplication(Application):
             return None
         except aiohttp.ClientError as error:
             _logger.warning("request %s: the revision %s broke off: %r", exchange.id, revision, error)
+            self._metrics.broke(revision)
             what = f"the revision {revision} broke off"
             raise HttpError(503, what, fix="send the request again if it may be computed twice", headers=AGAIN) from None
+
+    async def _ask_again(self, exchange: Exchange, revision: str, body: bytes) -> Answered | None:
+        """Ask a mirrored request; None where nobody is there any more who could answer."""
+        headers = [*_forwarded(exchange), (SHADOW.decode(), "1")]
+        for port in self._replicas.in_order(self._ports(revision) or ()):
+            try:
+                with self._replicas.asked(port):
+                    async with self._session.request(
+                        "POST", _url(exchange, port), headers=headers, data=io.BytesIO(body)
+                    ) as answer:
+                        return Answered(answer.status, await answer.read(), _json_bytes(answer))
+            except aiohttp.ClientConnectorError:
+                continue
+            except aiohttp.ClientConnectionError:
+                return None
+        return None
+
+
+def _json_bytes(answer: aiohttp.ClientResponse) -> int | None:
+    length = answer.headers.get("inference-header-content-length", "")
+    return int(length) if length.isdigit() else None
+
+
+def _sticky_key(exchange: Exchange, table: RouteTable) -> str:
+    return (exchange.header(table.sticky.encode()) or b"").decode("latin-1") if table.sticky else ""
 
 
 @dataclass
@@ -231,6 +269,8 @@ class _Asked:
     """In the event loop's time."""
     revision: str = ""
     """The last one that was asked."""
+    shadow: Mapping[str, float] = field(default_factory=dict)
+    """The shares of requests that are mirrored, by revision."""
     code: int = 499
     """The status of the answer; 499 is nginx's code for a client that went away."""
 

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,10 @@ class RouteTable:
         The ports of each such revision's replicas on this machine; none of one that is asleep: requests to it wait.
     traffic : mapping of str to float
         Percent of the requests, above 0; they sum to 100, or there is no revision at all.
+    sticky : str
+        The header by whose value a revision is chosen; empty for the request's id.
+    shadow : mapping of str to float
+        Percent of the requests that are mirrored to these revisions, which have ports too.
 
     Examples
     --------
@@ -38,6 +42,8 @@ class RouteTable:
 
     ports: Mapping[str, tuple[int, ...]]
     traffic: Mapping[str, float]
+    sticky: str = ""
+    shadow: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str | bytes) -> RouteTable:
@@ -52,21 +58,26 @@ class RouteTable:
             value = json.loads(text)
             traffic = {str(name): float(share) for name, share in sorted(value["traffic"].items())}
             routed = {name: share for name, share in traffic.items() if share > 0}
-            ports = {name: _ports(value["backends"][name]["ports"]) for name in routed}
+            shadow = {str(name): float(share) for name, share in value.get("shadow", {}).items() if share > 0}
+            ports = {name: _ports(value["backends"][name]["ports"]) for name in {**routed, **shadow}}
+            sticky = str(value.get("sticky", ""))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _bad(f"{error!r}"[:200]) from None
         sums_up = not traffic or abs(sum(traffic.values()) - 100) <= 1e-6
         if not sums_up or min(traffic.values(), default=0) < 0:
             raise _bad(f"the shares {traffic} do not sum to 100")
-        return cls(ports, routed)
+        return cls(ports, routed, sticky, shadow)
 
-    def choose(self, request_id: str) -> list[str]:
+    def choose(self, request_id: str, key: str = "") -> list[str]:
         """Return the revisions for a request: the chosen one, then the others, the largest share first.
 
         The choice is a hash of the request's id against the shares: a request sent again goes to the same revision, and
-        over different ids each revision gets its share of them in the long run, without any state.
+        over different ids each revision gets its share of them in the long run, without any state. With a key, the value of
+        the header `sticky`, it is a hash of that and of the revisions: who is among the first for one canary need not be
+        for the next.
         """
-        digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
+        chosen_by = "\0".join([key, *self.traffic]) if key else request_id
+        digest = hashlib.blake2b(chosen_by.encode(errors="surrogateescape"), digest_size=8).digest()
         point = int.from_bytes(digest, "big") / 2**64 * sum(self.traffic.values())
         others = sorted(self.traffic, key=lambda name: -self.traffic[name])
         for name, share in self.traffic.items():

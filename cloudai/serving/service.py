@@ -212,12 +212,12 @@ class Place(Waiting):
         self.request_id = ""
         self._service, self._done = service, done
 
-    def ask(self, request: InferenceRequest, request_id: str) -> None:
-        """Have a request computed, unless its time is over already."""
+    def ask(self, request: InferenceRequest, request_id: str, *, keep: bool = True) -> None:
+        """Have a request computed, unless its time is over already; with `keep` its rows may be kept for the monitor."""
         if self.over:
             return
         self.request_id = request_id
-        self._kept = self._service.draw(request.inputs)
+        self._kept = self._service.draw(request.inputs) if keep else None
         self._service.engine.submit(self, request.inputs, request.rows)
 
     def deliver(self, outcome: Outcome) -> None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from cloudai.drivers.protocols import DeploymentStatus, RevisionId, RevisionStatus, ScaleDriver, ServeDriver
 from cloudai.serving.autoscaling import Observation, Scale, due, initial, step
-from cloudai.serving.rollout import Rollout
+from cloudai.serving.split import Split
 from cloudai.specs.serving import AutoscalingPolicy
 
 __all__ = ["Upkeep", "next_change"]
@@ -84,22 +84,22 @@ class Upkeep:
         """Return how often in a row some of its replicas were found dead."""
         return self._known[revision].deaths if revision in self._known else 0
 
-    def is_done(self, found: DeploymentStatus, rollout: Rollout) -> bool:
+    def is_done(self, found: DeploymentStatus, split: Split) -> bool:
         """Whether each revision has as many replicas as it should have, and all of them take requests."""
         return not self._asked or all(
             revision.replicas == revision.ready_replicas == self._known[revision.id].scale.replicas
             for revision in found.revisions
-            if revision.id in rollout.kept and revision.id in self._known
+            if revision.id in split.kept and revision.id in self._known
         )
 
-    def tend(self, name: str, found: DeploymentStatus, rollout: Rollout, now: float) -> None:
+    def tend(self, name: str, found: DeploymentStatus, split: Split, now: float) -> None:
         """Decide for each revision how many replicas it should have, and tell the driver where that is not so."""
         if not self._asked:
             return
         total = sum(revision.ongoing for revision in found.revisions)
-        kept = [revision for revision in found.revisions if revision.id in rollout.kept]
+        kept = [revision for revision in found.revisions if revision.id in split.kept]
         # its share counts before it gets it: it is to be ready then; and what is kept to go back to sleeps only when all do
-        due = {revision.id: total * max(_AWAKE, rollout.traffic.get(revision.id, 0) / 100) for revision in kept}
+        due = {revision.id: total * max(_AWAKE, split.traffic.get(revision.id, 0) / 100) for revision in kept}
         self._known = {revision.id: self._tend(name, revision, due[revision.id], now) for revision in kept}
 
     def _tend(self, name: str, found: RevisionStatus, due: float, now: float) -> _Tended:

@@ -33,12 +33,12 @@ class RolloutView(LiveView):
 
     def update_controls(self) -> None:
         """Show the share asked for; only what is possible can be pressed."""
-        rollout, ended = self._deployment.rollout, self._deployment.ended
-        if rollout.percent != self._percent:  # a share that the user is just choosing is left alone
+        split, ended = self._deployment.split, self._deployment.ended
+        if split.percent != self._percent:  # a share that the user is just choosing is left alone
             self._show_share()
-        assign(self.share, disabled=ended or not rollout.canary)
-        assign(self.promote, disabled=ended or not rollout.canary)
-        assign(self.rollback, disabled=ended or not (rollout.canary or rollout.previous))
+        assign(self.share, disabled=ended or not split.canary)
+        assign(self.promote, disabled=ended or not split.canary)
+        assign(self.rollback, disabled=ended or not (split.canary or split.previous))
 
     def _share_moved(self, change: dict[str, Any]) -> None:
         if change["new"] == self._percent:  # moved by `_show_share`, not by the user
@@ -47,5 +47,5 @@ class RolloutView(LiveView):
         self._show_share()  # what is so now, also where that was refused
 
     def _show_share(self) -> None:
-        self._percent = self._deployment.rollout.percent
+        self._percent = self._deployment.split.percent
         assign(self.share, value=self._percent)

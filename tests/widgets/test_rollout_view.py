@@ -12,8 +12,8 @@ from tests.conftest import wait_until
 @pytest.fixture
 def on_trial(deployment):
     """The deployment, with its canary at a fifth of the traffic."""
-    if not deployment.rollout.canary:
-        deployment.rollback() if deployment.rollout.previous else None
+    if not deployment.split.canary:
+        deployment.rollback() if deployment.split.previous else None
         deployment.wait().canary(cloudai.load_model("digits"))
     return deployment.canary(percent=20).wait()
 
@@ -54,7 +54,7 @@ def test_a_share_changed_elsewhere_moves_the_slider_and_is_no_wish(view, on_tria
     cloudai.attach("deployment/digits").canary(percent=35)
     wait_until(lambda: view.share.value == 35, what="the slider's move")
     assert wishes == []
-    assert on_trial.rollout.percent == 35
+    assert on_trial.split.percent == 35
 
 
 def test_what_is_refused_is_shown_and_the_slider_goes_back(view, on_trial):
@@ -63,7 +63,7 @@ def test_what_is_refused_is_shown_and_the_slider_goes_back(view, on_trial):
         choose(view, 60)
         assert "there is no canary" in view._problem.value
         assert view.share.value == 0
-    assert on_trial.rollout.canary == ""
+    assert on_trial.split.canary == ""
 
 
 def test_promote_and_roll_back(view, on_trial):

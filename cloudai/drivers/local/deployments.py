@@ -84,18 +84,27 @@ class Deployments:
                 routes["backends"][revision] = {"ports": now}
                 write_json(self._root / name / "routes.json", routes)
 
-    def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
+    def route(
+        self,
+        name: str,
+        traffic: Mapping[RevisionId, Percent],
+        sticky: str = "",
+        shadow: Mapping[RevisionId, Percent] | None = None,
+    ) -> None:
         """Replace the routing table in one step."""
         if sum(traffic.values()) != 100 or min(traffic.values()) < 0:
             raise SpecError(f"the traffic {dict(traffic)} does not sum to 100", fix="give percentages that sum to 100")
-        replicas = {revision: self._replicas(name, revision) for revision in traffic}
+        routed: set[RevisionId] = {*traffic, *(shadow or {})}
+        replicas = {revision: self._replicas(name, revision) for revision in routed}
         ports = {rev: [r.port for r in mine.alive() if r.port is not None] for rev, mine in replicas.items()}
         missing = [rev for rev, share in traffic.items() if share and not ports[rev] and replicas[rev].wanted != 0]
         if missing:
             raise DriverError(f"the revision {missing[0]!r} of {name!r} is not up", fix="route to it when it is ready")
         with locked(self._root / name / "lock"):
             backends = {rev: {"ports": mine} for rev, mine in ports.items() if mine or replicas[rev].wanted == 0}
-            write_json(self._root / name / "routes.json", {"traffic": dict(traffic), "backends": backends})
+            shadows = {rev: share for rev, share in (shadow or {}).items() if rev in backends}
+            table = {"traffic": dict(traffic), "backends": backends, "sticky": sticky, "shadow": shadows}
+            write_json(self._root / name / "routes.json", table)
 
     def retire(self, name: str, revision: RevisionId) -> None:
         """End a revision that has no traffic."""
@@ -113,7 +122,7 @@ class Deployments:
         ready = ongoing is not None and any(r.traffic for r in revisions) and all(r.ready for r in revisions if r.traffic)
         pids = (int(state["pid"]),) if router is not None and router.alive and state else ()
         url = f"http://{_HOST}:{state['port']}" if ongoing is not None else ""
-        return DeploymentStatus(name, url, ready, revisions, pids)
+        return DeploymentStatus(name, url, ready, revisions, pids, sticky=routes.get("sticky", ""))
 
     def _look(self, name: str, key: str, routes: Mapping[str, Any], ongoing: Mapping[str, float]) -> RevisionStatus:
         replicas = self._replicas(name, key)
@@ -126,8 +135,17 @@ class Deployments:
         answering = len(ready & set(ports or ())) if traffic else len(ready)
         reason = "" if ready or asleep else "not ready yet" if alive else replicas.last_words()
         pids = tuple(r.pid for r in alive if r.pid is not None)
+        shadow = int(routes.get("shadow", {}).get(key, 0)) if ready & set(ports or ()) else 0
         return RevisionStatus(
-            RevisionId(key), bool(ready) or asleep, len(alive), traffic, reason, pids, ongoing.get(key, 0.0), answering
+            RevisionId(key),
+            bool(ready) or asleep,
+            len(alive),
+            traffic,
+            reason,
+            pids,
+            ongoing.get(key, 0.0),
+            ready_replicas=answering,
+            shadow=shadow,
         )
 
     def delete(self, name: str) -> None:
@@ -140,10 +158,11 @@ class Deployments:
         shutil.rmtree(folder, ignore_errors=True)
 
     def metrics(self, name: str) -> Iterator[Metric]:
-        """Read the metrics of each live replica."""
+        """Read the metrics of the router and of each live replica."""
         from prometheus_client.parser import text_string_to_metric_families
 
-        for port, token in self._live(name):
+        router = read_json(self._root / name / "router.json")
+        for port, token in [*_way_in(router), *self._live(name)]:
             text = _get(port, "/metrics", token=token).decode()
             for family in text_string_to_metric_families(text):
                 for sample in family.samples:
@@ -182,6 +201,12 @@ def _ongoing(router: Mapping[str, Any]) -> dict[str, float] | None:
     except (OSError, SpecError, http.client.HTTPException):
         return None
     return {revision: float(count) for revision, count in json.loads(answer).items()}
+
+
+def _way_in(state: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    """Yield the port and the token of a process, by what it wrote of itself; nothing where it wrote nothing."""
+    if "port" in state:
+        yield int(state["port"]), read_token(Path(state["token_file"])) if "token_file" in state else ""
 
 
 def _answers(port: int, path: str) -> bool:

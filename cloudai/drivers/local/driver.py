@@ -56,6 +56,8 @@ class LocalDriver:
         telemetry=True,
         max_workers=os.cpu_count() or 1,
         routing="weights",
+        sticky=True,
+        shadow=True,
         scale_to_zero=True,
         autoscaling="asked",
         here=True,
@@ -138,9 +140,16 @@ class LocalDriver:
         """Start and end processes of a revision until there are so many."""
         self._deployments.scale(name, revision, replicas)
 
-    def route(self, name: str, traffic: Mapping[RevisionId, Percent]) -> None:
+    def route(
+        self,
+        name: str,
+        traffic: Mapping[RevisionId, Percent],
+        *,
+        sticky: str = "",
+        shadow: Mapping[RevisionId, Percent] | None = None,
+    ) -> None:
         """Write the routing table, which the router reads at its next request."""
-        self._deployments.route(name, traffic)
+        self._deployments.route(name, traffic, sticky, shadow)
 
     def retire(self, name: str, revision: RevisionId) -> None:
         """Drain and end one revision's processes."""

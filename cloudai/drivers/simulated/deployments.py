@@ -17,6 +17,8 @@ from cloudai.errors import DriverError, SpecError
 
 __all__ = ["Deployments", "Shift", "Traffic"]
 
+_LATENCIES = tuple(0.001 * 1.2**n for n in range(60))
+"""Seconds, up to the bounds by which a simulated router counts."""
 _MOST_WAITING = 256
 """Requests that wait for a revision that is asleep; more are refused."""
 _RETIRED = -1
@@ -225,7 +227,9 @@ class Deployments:
             labels = {"model_name": name, "version": key.removeprefix("v"), "instance": f"simulated/{key}"}
             yield Metric("ml_inference_latency_count", float(requests), labels)
             yield Metric("ml_inference_latency_sum", requests * up.fate.latency, labels)
-            yield Metric("ml_inference_errors_total", float(int(requests * up.fate.error_rate)), labels)
+            errors = int(requests * up.fate.error_rate)
+            yield Metric("ml_inference_errors_total", float(errors), labels)
+            yield from _routed(key, requests, errors, up.fate.latency)
 
     def samples(self, name: str, since: float, limit: int, answer: Callable[[Revision], Answer]) -> Iterable[Sample]:
         """Give the rows that were answered after `since`, in seconds after the simulation's start."""
@@ -253,6 +257,15 @@ class Deployments:
         ids = tuple(f"{at:.3f}" for at in times)
         outputs: Mapping[str, Any] = answer(up.revision)(inputs)
         return Sample(key, times + self._timeline.unix(0.0), ids, inputs, outputs)
+
+
+def _routed(revision: str, requests: int, errors: int, latency: float) -> Iterator[Metric]:
+    """Count what a router would count, of requests that all take as long."""
+    for code, count in (("200", requests - errors), ("500", errors)):
+        yield Metric("cloudai_requests_total", float(count), {"revision": revision, "code": code})
+    for bound in (*_LATENCIES, float("inf")):
+        count = requests if latency <= bound else 0
+        yield Metric("cloudai_request_duration_seconds_bucket", float(count), {"revision": revision, "le": str(bound)})
 
 
 def _owners(times: np.ndarray, shares: Mapping[str, int]) -> np.ndarray:
