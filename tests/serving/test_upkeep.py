@@ -146,7 +146,7 @@ def test_what_is_as_it_should_be_is_left_alone():
 
 def test_what_is_kept_to_go_back_to_sleeps_only_when_all_do():
     policy = AutoscalingPolicy(min_replicas=0, max_replicas=4, downscale_delay=10)
-    place, rollout, known = Asked(), Split("v2", previous="v1"), {}
+    place, split, known = Asked(), Split("v2", previous="v1"), {}
     for second in range(60):
         busy = 3.0 if second < 30 else 0.0
         rows = [(name, known.get(name, {"scale": {"replicas": 1}})["scale"]["replicas"]) for name in ("v1", "v2")]
@@ -155,7 +155,7 @@ def test_what_is_kept_to_go_back_to_sleeps_only_when_all_do():
             for name, count in rows
         )
         upkeep = Upkeep(place, policy, known)
-        upkeep.tend("d", DeploymentStatus("d", "", True, up), rollout, float(second))
+        upkeep.tend("d", DeploymentStatus("d", "", True, up), split, float(second))
         known = upkeep.to_json()
         if second in (29, 59):
             assert {name: data["scale"]["replicas"] for name, data in known.items()} == dict.fromkeys(["v1", "v2"], second < 30)

@@ -72,8 +72,9 @@ def test_its_own_tests_pass(installed, home, tmp_path):
     home.mkdir()
     done = run(["-m", "pytest", *options, str(tests)], site, home, tests.parent)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    why = "it splits traffic and is not asked to scale; else it may neither skip nor lack clauses"
-    assert "59 passed, 6 skipped" in done.stdout, why
+    assert "59 passed, 6 skipped" in done.stdout, (
+        "it splits traffic and is not asked to scale; else it may neither skip nor lack clauses"
+    )
 
 
 def test_plan_train_and_deploy_on_it(installed, home, tmp_path):

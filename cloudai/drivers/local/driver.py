@@ -165,7 +165,7 @@ class LocalDriver:
         self._deployments.delete(name)
 
     def metrics(self, name: str, *, since: datetime) -> Iterable[Metric]:
-        """Read ``/metrics`` of each ready revision; counters run since the revision's start."""
+        """Read ``/metrics`` of each live replica; counters run since its start, and end with it."""
         return self._deployments.metrics(name) if since.timestamp() <= time.time() else ()
 
     def samples(self, name: str, *, since: datetime, limit: int) -> Iterable[Sample]:
