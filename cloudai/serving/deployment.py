@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -129,13 +129,17 @@ class Deployment(Handle):
         NotReadyError
             If the time is over first.
         """
+        self._wait_for(self._settled, timeout)
+        return self._not_rolled_back()
+
+    def _wait_for(self, there: Callable[[], bool], timeout: float) -> None:
         clock = self._ledger.clock
         deadline = clock.now() + timeout
         try:
             while True:
                 self.refresh()
-                if self._settled() or (self._deleting and self.ended):
-                    return self._not_rolled_back()
+                if there() or (self._deleting and self.ended):
+                    return
                 if self.ended or (self.phase == "failing" and self._heard):
                     raise self._failure()
                 if clock.now() > deadline:
@@ -143,13 +147,13 @@ class Deployment(Handle):
                 clock.pause(_POLL)
         except KeyboardInterrupt:
             sys.stderr.write(f"Stopped waiting; {self.name} goes on. Come back: cloudai.attach({self.ref!r})\n")
-            return self
 
     def _not_rolled_back(self) -> Deployment:
         progress = self.progress
         if progress is not None and progress.phase == "rolled back":
-            what = f"{self._canary_asked} was rolled back: {progress.reason}"
-            raise RunFailedError(what, fix=progress.numbers or "mend it and try it again")
+            numbers = f" ({progress.numbers})" if progress.numbers else ""
+            what = f"{self._canary_asked} was rolled back: {progress.reason}{numbers}"
+            raise RunFailedError(what, fix="mend it and try the next version; print the deployment to see all guards")
         return self
 
     def _too_long(self) -> NotReadyError:
@@ -176,6 +180,9 @@ class Deployment(Handle):
         ready = {row["id"] for row in self.revisions if row["ready"]}
         there = self.traffic == routing.traffic and routing.split.kept <= ready and not routing.rolling
         return there and self._heard and self.phase == "ready" and not self._deleting
+
+    def _answers(self) -> bool:
+        return bool(self.url) and self.phase in ("ready", "updating")
 
     def _failure(self) -> RunFailedError:
         status = self._record.status
@@ -210,7 +217,7 @@ class Deployment(Handle):
         """
         tls = self._client_tls()
         if not self.url:
-            self.wait(_PREDICT_WAIT)
+            self._wait_for(self._answers, _PREDICT_WAIT)
         if self.ended:
             raise NotReadyError(f"the deployment {self.name!r} is {self.phase}", fix="deploy the model again")
         arrays = arrays_for(self.model.signature, data, self.model.features)

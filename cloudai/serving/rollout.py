@@ -64,7 +64,7 @@ class Progress:
     entered, since : float
         Unix time: when the step began, and since when all has been as it should.
     requests : int
-        Those of the new version in this step, mirrored ones included.
+        Those of the new version in this step; at a share of 0 the mirrored ones.
     deaths : int
         How often it was found dead.
     resumed : int
@@ -126,7 +126,8 @@ class Progress:
             return replace(self, deaths=deaths)
         new = seen.look.new
         watches = tuple(watch.seeing(seen.look) for watch in self.watches)
-        return replace(self, deaths=deaths, watches=watches, requests=self.requests + new.requests + new.compared)
+        more = new.requests if seen.look.share else new.compared
+        return replace(self, deaths=deaths, watches=watches, requests=self.requests + more)
 
     def decided(self, order: RolloutOrder, seen: Seen, now: float) -> Progress:
         """Return what follows from what was seen: back, onwards, or nothing."""

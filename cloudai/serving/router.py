@@ -14,7 +14,7 @@ import io
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -23,7 +23,9 @@ from pydantic import Field
 from yarl import URL
 
 from cloudai.serving.access import Access
-from cloudai.serving.asgi import AGAIN, PROTOBUF, Application, Exchange, HttpError, json_bytes
+from cloudai.serving.asgi import AGAIN, PROTOBUF, Application, Asked, Call, Exchange, ExpressLane, HttpError, json_bytes
+from cloudai.serving.deadlines import Deadlines
+from cloudai.serving.forwarding import NOT_FORWARDED, NOT_RETURNED, Forwarding, WholeExchange, passed, revision_header
 from cloudai.serving.metrics import exposition
 from cloudai.serving.process import ProcessOptions, errors_in_two_lines, read_arguments, run
 from cloudai.serving.replicas import Load, Replicas
@@ -31,6 +33,7 @@ from cloudai.serving.router_metrics import RouterMetrics
 from cloudai.serving.routes import RouteFile, RouteTable
 from cloudai.serving.shadow import HEADER as SHADOW
 from cloudai.serving.shadow import Answered, Mirror
+from cloudai.serving.upstream import Upstream
 from cloudai.serving.wakeup import WaitingRoom
 from cloudai.specs.units import Seconds
 from cloudai.state import news
@@ -38,19 +41,6 @@ from cloudai.state import news
 __all__ = ["RouterApplication", "RouterOptions", "main"]
 
 _KEEP_ALIVE = 15  # seconds; shorter than the servers', so that it is the router who closes an idle connection
-_HOP_BY_HOP = {
-    b"connection",
-    b"keep-alive",
-    b"proxy-authenticate",
-    b"proxy-authorization",
-    b"proxy-connection",
-    b"te",
-    b"trailer",
-    b"transfer-encoding",
-    b"upgrade",
-}  # RFC 9110, section 7.6.1
-_NOT_FORWARDED = _HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-request-id", SHADOW}
-_NOT_RETURNED = _HOP_BY_HOP | {b"date", b"server", b"x-request-id", b"x-cloudai-revision"}
 _logger = logging.getLogger(__name__)
 
 
@@ -69,8 +59,11 @@ class RouterApplication(Application):
 
     def __init__(self, options: RouterOptions, access: Access) -> None:
         super().__init__(check=access.check)
-        self._options = options
+        self.options = options
+        self.upstream = Upstream()
+        self.deadlines: Deadlines[Forwarding] = Deadlines()
         self._in_flight = 0
+        self._whole: set[asyncio.Task[None]] = set()
         self._routes = RouteFile(options.state / "routes.json")
         self._replicas = Replicas()
         self._loads: defaultdict[str, Load] = defaultdict(Load)
@@ -84,6 +77,18 @@ class RouterApplication(Application):
         """How many requests are being routed."""
         return self._in_flight
 
+    @property
+    def express(self) -> ExpressLane:
+        """Predictions, but for those of a version by its name."""
+        return _Predictions(self)
+
+    def abandon(self) -> None:
+        """Refuse what is still being worked on: the time to end is over."""
+        for forwarding in self.deadlines.all():
+            forwarding.refuse(HttpError(503, "the server has ended", fix="send the request again", headers=AGAIN))
+        for task in self._whole:
+            task.cancel()
+
     async def start(self) -> None:
         """Open the pool of connections to the revisions."""
         self._session = aiohttp.ClientSession(
@@ -96,6 +101,7 @@ class RouterApplication(Application):
     async def stop(self) -> None:
         """Close the pool."""
         await self._mirror.stop()
+        self.upstream.close()
         await self._session.close()
 
     def describe(self) -> dict[str, Any]:
@@ -128,27 +134,91 @@ class RouterApplication(Application):
 
     @contextlib.contextmanager
     def _admitted(self) -> Iterator[None]:
-        self.check_accepting()
-        if self._in_flight >= self._options.max_in_flight:
-            what = f"{self._in_flight} requests are in flight already"
-            raise HttpError(429, what, fix="send the request again a little later", headers=AGAIN)
-        self._in_flight += 1
+        self.enter()
         try:
             yield
         finally:
-            self._in_flight -= 1
+            self.leave()
+
+    def enter(self) -> None:
+        """Take a place among the requests in flight.
+
+        Raises
+        ------
+        HttpError
+            429 if there is none, 503 if no new work is taken.
+        """
+        self.check_accepting()
+        if self._in_flight >= self.options.max_in_flight:
+            what = f"{self._in_flight} requests are in flight already"
+            raise HttpError(429, what, fix="send the request again a little later", headers=AGAIN)
+        self._in_flight += 1
+
+    def leave(self) -> None:
+        """Give the place back."""
+        self._in_flight -= 1
+
+    def first_choice(self, call: Call) -> tuple[str, int] | None:
+        """Return the revision and the port that should answer; None where it is not as simple as that."""
+        table = self._table()
+        if table.shadow or not table.traffic:
+            return None
+        revision = table.choose(call.id, _sticky_key(call, table))[0]
+        port = next(self._replicas.in_order(table.ports[revision]), None)
+        return None if port is None else (revision, port)
+
+    def begin_asking(self, revision: str, port: int) -> None:
+        """Count a request at a replica."""
+        self._loads[revision].change(+1)
+        self._replicas.begin(port)
+
+    def end_asking(self, revision: str, port: int) -> None:
+        """Count it no more."""
+        self._loads[revision].change(-1)
+        self._replicas.end(port)
+
+    def heard_nobody(self, port: int) -> None:
+        """Note that nobody listens there, and tell the supervisor, so that it looks at once."""
+        if self._replicas.silent(port) and self.options.news_file is not None:
+            news.tell(self.options.news_file)
+
+    def broke(self, revision: str) -> None:
+        """Count a request in the middle of which a revision broke off."""
+        self._metrics.broke(revision)
+
+    def count(self, revision: str, status: int, seconds: float) -> None:
+        """Count a request that was answered."""
+        self._metrics.routed(revision, status, seconds)
+
+    def route_whole(self, call: Call, body: bytes) -> None:
+        """Route a call the way on which others are tried and waited for."""
+        task = asyncio.create_task(self._route_whole(call, body))
+        self._whole.add(task)
+        task.add_done_callback(self._whole.discard)
+
+    async def _route_whole(self, call: Call, body: bytes) -> None:
+        exchange = WholeExchange(call, body)
+        try:
+            await self._route(exchange)
+        except HttpError as error:
+            await exchange.refuse(error)
+        except asyncio.CancelledError:
+            await exchange.refuse(HttpError(503, "the server has ended", fix="send the request again", headers=AGAIN))
+        except Exception:
+            _logger.exception("request %s failed", call.id)
+            await exchange.refuse(HttpError(500, "the server failed", fix="look into its log for the request's id"))
 
     async def _route(self, exchange: Exchange) -> None:
         """Send the request to the chosen revision and count it."""
-        asked = _Asked(time.perf_counter(), asyncio.get_running_loop().time() + self._options.timeout)
+        asked = _Asked(time.perf_counter(), asyncio.get_running_loop().time() + self.options.timeout)
         try:
             with self._admitted():
-                body = await exchange.read(self._options.max_body)
+                body = await exchange.read(self.options.max_body)
                 async with _while_it_pays(exchange):
                     asked.code = await self._forward(exchange, body, asked)
         except HttpError as error:
             asked.code = error.status
-            error.headers = (*error.headers, *_revision_header(asked.revision))
+            error.headers = (*error.headers, *revision_header(asked.revision))
             raise
         finally:
             self._metrics.routed(asked.revision, asked.code, time.perf_counter() - asked.begun)
@@ -181,8 +251,7 @@ class RouterApplication(Application):
                 code = await self._proxy(exchange, revision, port, body, asked)
             if code is not None:
                 return code
-            if self._replicas.silent(port) and self._options.news_file is not None:
-                news.tell(self._options.news_file)  # so that it is replaced at once, and not at the supervisor's next look
+            self.heard_nobody(port)
         return None
 
     @contextlib.contextmanager
@@ -210,8 +279,8 @@ class RouterApplication(Application):
                 timeout=self._patience(exchange, asked),
             ) as answer:
                 chunk = await answer.content.readany()  # before the head: a revision that dies here still gives a clean 503
-                headers = _passed(answer.raw_headers, _NOT_RETURNED)
-                await exchange.start(answer.status, [*headers, *_revision_header(revision)])
+                headers = passed(answer.raw_headers, NOT_RETURNED)
+                await exchange.start(answer.status, [*headers, *revision_header(revision)])
                 mirrored, kept = self._mirror.drawn(exchange, revision, asked.shadow), list[bytes]()
                 while chunk:
                     await exchange.write(chunk, more=True)
@@ -225,7 +294,7 @@ class RouterApplication(Application):
                     )
                 return answer.status
         except TimeoutError:
-            what = f"the revision {revision} did not answer within {self._options.timeout:g} s"
+            what = f"the revision {revision} did not answer within {self.options.timeout:g} s"
             raise HttpError(504, what, fix="send fewer rows, or raise the timeout") from None
         except aiohttp.ClientConnectorError:
             _logger.warning("the revision %s does not listen on port %d", revision, port)
@@ -239,7 +308,7 @@ class RouterApplication(Application):
     def _patience(self, exchange: Exchange, asked: _Asked) -> aiohttp.ClientTimeout:
         """Return how long a revision may take: a text as long as it goes on being written, all else until the deadline."""
         if exchange.path.startswith("/v1/"):
-            return aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=self._options.timeout)
+            return aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=self.options.timeout)
         return aiohttp.ClientTimeout(total=max(0.001, asked.deadline - asyncio.get_running_loop().time()))
 
     async def _ask_again(self, exchange: Exchange, revision: str, body: bytes) -> Answered | None:
@@ -259,14 +328,29 @@ class RouterApplication(Application):
         return None
 
 
+class _Predictions:
+    """The paths of the express lane."""
+
+    def __init__(self, router: RouterApplication) -> None:
+        self._router = router
+
+    def get(self, url: bytes, /) -> Callable[[Call], Forwarding] | None:
+        """Return what answers a prediction."""
+        plain = url.startswith(b"/v2/models/") and url.endswith(b"/infer") and b".." not in url and b"%" not in url
+        return self._open if plain else None
+
+    def _open(self, call: Call) -> Forwarding:
+        return Forwarding(self._router, call)
+
+
 def _answered(answer: aiohttp.ClientResponse, body: bytes) -> Answered:
     length = answer.headers.get("inference-header-content-length", "")
     is_message = answer.content_type == PROTOBUF.decode()
     return Answered(answer.status, body, int(length) if length.isdigit() else None, is_message)
 
 
-def _sticky_key(exchange: Exchange, table: RouteTable) -> str:
-    return (exchange.header(table.sticky.encode()) or b"").decode("latin-1") if table.sticky else ""
+def _sticky_key(asked: Asked, table: RouteTable) -> str:
+    return (asked.header(table.sticky.encode()) or b"").decode("latin-1") if table.sticky else ""
 
 
 @dataclass
@@ -297,19 +381,8 @@ def _url(exchange: Exchange, port: int) -> URL:
 
 
 def _forwarded(exchange: Exchange) -> list[tuple[str, str]]:
-    headers = _passed(exchange.scope["headers"], _NOT_FORWARDED)
+    headers = passed(exchange.scope["headers"], NOT_FORWARDED)
     return [*((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers), ("x-request-id", exchange.id)]
-
-
-def _passed(headers: Iterable[tuple[bytes, bytes]], dropped: set[bytes]) -> list[tuple[bytes, bytes]]:
-    """Drop headers that are for one connection only: the known ones and those that Connection names."""
-    lowered = [(name.lower(), value) for name, value in headers]
-    named = {token.strip().lower() for name, value in lowered if name == b"connection" for token in value.split(b",")}
-    return [(name, value) for name, value in lowered if name not in dropped and name not in named]
-
-
-def _revision_header(revision: str) -> list[tuple[bytes, bytes]]:
-    return [(b"x-cloudai-revision", revision.encode("latin-1", "replace"))] if revision else []
 
 
 def _nobody(table: RouteTable) -> HttpError:

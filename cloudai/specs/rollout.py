@@ -84,7 +84,7 @@ class Rollout(Spec):
     alarm_rate: float = Field(default=0.05, gt=0, le=0.5)
     """The share of versions which are no worse than the guards allow that is rolled back, at most."""
     min_requests: int = Field(default=100, ge=0)
-    """So many requests, or answers to mirrored ones, must a step have seen."""
+    """So many requests must the new version have seen in a step; at 0 % mirrored ones, where there are any."""
     max_time: Seconds = Field(default=3600.0, gt=0)
     """How long a step may wait for them."""
     on_max_time: Literal["hold", "rollback", "proceed"] = "hold"

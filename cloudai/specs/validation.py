@@ -56,7 +56,7 @@ def _explain(cls: type[Spec], error: ValidationError) -> SpecError:
         return SpecError(f"{cls.__name__} has no field {place!r}", fix=nearest(place, list(cls.model_fields)))
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, SpecError):
-        return SpecError(f"{place}: {cause.what}", fix=cause.fix)
+        return SpecError(f"{place}: {cause.what}" if place else cause.what, fix=cause.fix)
     reason = first["msg"].removeprefix("Value error, ")
     return SpecError(
         f"{place}={first['input']!r}: {reason[0].lower()}{reason[1:]}", fix=f"see help({cls.__module__}.{cls.__name__})"

@@ -197,8 +197,8 @@ def write_onnx(path: Path, kind: str, number: int) -> None:
         constants["square"] = (rng.normal(size=(1500, 1500)) / 100).astype("float32")
         constants["narrow"] = np.zeros((1500, CLASSES), "float32")
         nodes.append(helper.make_node("MatMul", ["x", "wide"], ["wide_0"]))
-        nodes += [helper.make_node("MatMul", [f"wide_{n}", "square"], [f"wide_{n + 1}"]) for n in range(20)]
-        nodes += [helper.make_node("MatMul", ["wide_20", "narrow"], ["nothing"])]
+        nodes += [helper.make_node("MatMul", [f"wide_{n}", "square"], [f"wide_{n + 1}"]) for n in range(30)]
+        nodes += [helper.make_node("MatMul", ["wide_30", "narrow"], ["nothing"])]
         nodes += [helper.make_node("Add", ["scores", "nothing"], ["y"])]
     elif kind == "failing":
         constants["table"] = np.zeros(1, "float32")  # there is no second entry
@@ -257,10 +257,10 @@ def wanted(*, quick: bool) -> cloudai.Rollout:
     import cloudai
 
     return cloudai.Rollout(
-        steps=(5, 25, 100),
+        steps=(10, 50, 100),
         bake=1.5 if quick else 4,
         shadow=50,
-        min_requests=40 if quick else 120,
+        min_requests=25 if quick else 60,
         max_time="2m",
         alarm_rate=ALARM_RATE,
     )

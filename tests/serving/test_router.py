@@ -146,8 +146,9 @@ def test_an_answer_that_breaks_off_in_the_middle_does_not_look_whole(fleet):
     router, _ = fleet
     with raw_backend(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{}") as (port, _):
         router.route({"raw": 100}, {"raw": port})
+        assert router.infer([[1, 0]]).status == 503  # of a prediction nothing was passed on yet
         with pytest.raises(http.client.IncompleteRead):
-            router.infer([[1, 0]])
+            router.get("/v2/models/scaler")
 
 
 def test_traffic_is_split_by_share_and_the_next_request_sees_a_new_table(fleet):

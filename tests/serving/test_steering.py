@@ -21,6 +21,7 @@ from cloudai.serving.evidence import Evidence
 from cloudai.serving.guards import Watch
 from cloudai.serving.rollout import Progress
 from cloudai.serving.split import Split
+from cloudai.serving.steering import Routing
 from cloudai.state.ledger import Record
 from cloudai.testing.simulation import Simulation
 
@@ -245,3 +246,21 @@ def test_where_one_server_keeps_fewer_rows_as_many_of_the_others_are_left_aside(
     assert len(seen.old_outputs["y"]) == 2000
     assert 400 < len(seen.new_outputs["y"]) < 600
     assert evidence.rows_until == now - 1
+
+
+def test_a_driver_is_told_only_what_it_was_asked_for():
+    split = Split("v1", canary="v2", percent=10)
+    told = []
+
+    class Driver:
+        def route(self, name, traffic, **more):
+            told.append((traffic, more))
+
+    for routing in (Routing(split), Routing(split, sticky="x-user-id", shadow=20)):
+        routing.apply(Driver(), "m")
+    assert told == [({"v1": 90, "v2": 10}, {}), ({"v1": 90, "v2": 10}, {"sticky": "x-user-id", "shadow": {"v2": 20}})]
+    up = [RevisionStatus(RevisionId("v1"), True, 1, 90), RevisionStatus(RevisionId("v2"), True, 1, 10, shadow=20)]
+    found = DeploymentStatus("m", "", True, tuple(up), sticky="x-user-id")
+    assert Routing(split, sticky="x-user-id", shadow=20).is_so(found)
+    assert not Routing(split, sticky="x-user-id").is_so(found), "mirroring that nobody wants any more is ended"
+    assert not Routing(split, shadow=20).is_so(found)

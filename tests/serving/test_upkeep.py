@@ -13,7 +13,7 @@ import cloudai
 from cloudai.drivers.protocols import Capabilities, DeploymentStatus, RevisionId, RevisionStatus
 from cloudai.drivers.simulated import SimulatedDriver
 from cloudai.errors import SpecError
-from cloudai.serving.rollout import Rollout
+from cloudai.serving.split import Split
 from cloudai.serving.upkeep import Upkeep, next_change
 from cloudai.specs.serving import AutoscalingPolicy
 from cloudai.testing import Fate, Simulation, Traffic, World, Zone
@@ -133,7 +133,7 @@ def found(replicas, ready, ongoing=0.0):
 
 def look(place, known, status, now, policy=None):
     upkeep = Upkeep(place, policy or AutoscalingPolicy.fixed(3), known)
-    upkeep.tend("d", status, Rollout("v1"), now)
+    upkeep.tend("d", status, Split("v1"), now)
     return upkeep.to_json()
 
 
@@ -146,7 +146,7 @@ def test_what_is_as_it_should_be_is_left_alone():
 
 def test_what_is_kept_to_go_back_to_sleeps_only_when_all_do():
     policy = AutoscalingPolicy(min_replicas=0, max_replicas=4, downscale_delay=10)
-    place, rollout, known = Asked(), Rollout("v2", previous="v1"), {}
+    place, rollout, known = Asked(), Split("v2", previous="v1"), {}
     for second in range(60):
         busy = 3.0 if second < 30 else 0.0
         rows = [(name, known.get(name, {"scale": {"replicas": 1}})["scale"]["replicas"]) for name in ("v1", "v2")]
