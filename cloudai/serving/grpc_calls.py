@@ -144,6 +144,7 @@ class _Express(asgi.Call):
 
     def __init__(self, path: str, headers: list[tuple[bytes, bytes]], client: str) -> None:
         super().__init__(path, headers)
+        self.url = quote(path).encode()
         self.client = client
         self.answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
 
