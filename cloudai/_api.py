@@ -13,6 +13,7 @@ from cloudai import settings
 from cloudai._asked import TrainOptions, made_up_name, refuse_unknown, refuse_unset, require, train_spec
 from cloudai.artifacts.known import find_model
 from cloudai.artifacts.model import Model
+from cloudai.artifacts.runtimes import check_runtime
 from cloudai.artifacts.store import Store
 from cloudai.benchmarking.benchmark import Benchmark, prepare_benchmark
 from cloudai.drivers import registry
@@ -38,7 +39,7 @@ from cloudai.specs.monitoring import DecisionPolicy, DriftPolicy, MonitorSpec
 from cloudai.specs.resources import Resources
 from cloudai.specs.schedule import ScheduleSpec
 from cloudai.specs.search import Search
-from cloudai.specs.serving import AutoscalingPolicy, DeploySpec, ServerLimits
+from cloudai.specs.serving import AutoscalingPolicy, DeploySpec, Runtime, ServerLimits
 from cloudai.specs.tls import Tls
 from cloudai.specs.training import TrainSpec
 from cloudai.state.leader import ensure_supervisor
@@ -85,7 +86,13 @@ class DeployOptions(TypedDict, total=False):
     resources: Resources
     limits: ServerLimits
     autoscaling: AutoscalingPolicy
+    runtime: Runtime
+    access_log: str
+    payload_log: str
     lease: str | float | None
+
+
+_PASSED_ON = tuple(key for key in DeployOptions.__annotations__ if key not in ("name", "lease"))
 
 
 def plan(work: Any, data: Any = None, *, search: Search | None = None, **options: Unpack[TrainOptions]) -> Plan[Run]:
@@ -209,8 +216,9 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
     **options
         ``name`` (by default the model's), ``on`` (the driver), ``port``, ``grpc_port`` (0 takes a free one; without it gRPC is
         not spoken), ``host`` (the address to listen on, by default this machine only), ``tls`` (a `Tls`), ``resources`` (of one
-        replica), ``limits``, ``autoscaling`` (how many replicas; one by default) and ``lease`` (how long it stays up when no
-        live handle renews it; ``None`` for ever).
+        replica), ``limits``, ``autoscaling`` (how many replicas; one by default), ``runtime`` (``"onnx"`` or ``"torch"`` for
+        torch models, by default the first where it answers the same), ``access_log`` (a file), ``payload_log`` (a file or an
+        address for CloudEvents) and ``lease`` (how long it stays up when no live handle renews it; ``None`` for ever).
 
     Raises
     ------
@@ -227,8 +235,7 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
     revision, entry = _revision(model)
     name = options.get("name") or (model.spec.model_name if isinstance(model, Run) else model.name)
     lease = options.get("lease", settings.current().deployment_lease)
-    asked = ("on", "port", "grpc_port", "host", "tls", "resources", "limits", "autoscaling")
-    values = {key: value for key, value in options.items() if key in asked and value is not None}
+    values = {key: value for key, value in options.items() if key in _PASSED_ON and value is not None}
     spec = DeploySpec.of(name=name, lease=lease, **values)
     driver = registry.serve_driver(spec.on)
     refuse_unset(spec.on, settings.current())
@@ -240,6 +247,8 @@ def deploy(model: Model | Run | str, **options: Unpack[DeployOptions]) -> Deploy
         if spec.grpc_port is not None:
             require("gRPC", "serve", "grpc", "google.protobuf")
     check_exposure(spec, driver)
+    if isinstance(model, Model):
+        check_runtime(model.kind, spec.runtime)
     desired = {"revisions": {revision: entry}, "rollout": Split(revision).to_json(), "offer": offer}
     record = ledger.replace("deployment", spec.name, spec.model_dump(mode="json"), desired)  # its token is in this home
     ensure_supervisor(ledger.home)

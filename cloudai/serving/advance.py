@@ -189,6 +189,9 @@ class _Advance:
         argv = ["-m", "cloudai.serving.server", "--model", model["uri"], "--digest", model["digest"], "--name", self.spec.name]
         argv += ["--max-body", str(limits.max_body), "--max-in-flight", str(limits.max_in_flight)]
         argv += ["--timeout", str(limits.timeout), "--sample-rate", str(limits.sample_rate)]
+        argv += ["--max-batch", str(limits.max_batch), "--runtime", self.spec.runtime]
+        argv += ["--target-latency", str(limits.target_latency)] if limits.target_latency is not None else []
+        argv += ["--payload-log", self.spec.payload_log] if self.spec.payload_log else []
         argv += ["--lease-file", str(self.ledger.lease_file("deployment", self.spec.name)), "--token-file", str(token)]
         threads = str(max(1, round(self.spec.resources.cpus)))
         env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}

@@ -27,6 +27,7 @@ from cloudai.serving.asgi import AGAIN, PROTOBUF, Application, Asked, Call, Exch
 from cloudai.serving.deadlines import Deadlines
 from cloudai.serving.forwarding import NOT_FORWARDED, NOT_RETURNED, Forwarding, WholeExchange, passed, revision_header
 from cloudai.serving.metrics import exposition
+from cloudai.serving.page import PAGE, PAGE_HEADERS
 from cloudai.serving.process import ProcessOptions, errors_in_two_lines, read_arguments, run
 from cloudai.serving.replicas import Load, Replicas
 from cloudai.serving.router_metrics import RouterMetrics
@@ -119,9 +120,11 @@ class RouterApplication(Application):
         elif path == "/metrics":
             text, kind = exposition(self._metrics.registry, (exchange.header(b"accept") or b"").decode("latin-1"))
             await exchange.reply(200, text, kind=kind)
+        elif path == "/docs" and exchange.method == "GET":
+            await exchange.reply(200, PAGE, kind="text/html; charset=utf-8", headers=PAGE_HEADERS)
         elif path == "/internal/ongoing" and exchange.method == "GET":
             await exchange.reply(200, json_bytes(self._ongoing()))
-        elif path == "/v2" or (path.startswith(("/v2/", "/v1/")) and ".." not in path.split("/")):
+        elif path in ("/v2", "/openapi.json") or (path.startswith(("/v2/", "/v1/")) and ".." not in path.split("/")):
             await self._route(exchange)
         else:
             raise HttpError(404, f"there is nothing at {path[:200]}", fix="the protocol begins at /v2")

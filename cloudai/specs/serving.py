@@ -118,6 +118,12 @@ class DeploySpec(Spec):
     """The files of TLS; without them, plain HTTP."""
     resources: Resources = Resources()
     limits: ServerLimits = ServerLimits()
+    runtime: Runtime = "auto"
+    """What runs a torch model: ONNX Runtime where that answers the same, or one of them always."""
+    access_log: str = ""
+    """A file on the place that gets a line for each request, without what it asked; empty for none."""
+    payload_log: str = ""
+    """A file on the place, or an http(s) address, that gets the kept requests as CloudEvents; empty for none."""
     autoscaling: Annotated[AutoscalingPolicy, BeforeValidator(_policy)] = AutoscalingPolicy()
     lease: Seconds | None
     """Seconds that it stays up without a live handle; None for ever."""
