@@ -29,4 +29,4 @@ def check_port(port: int, host: str = HERE) -> None:
             probe.bind((host, port))
         except OSError as error:
             where = f"the port {port}" if host == HERE else f"the address {host}, port {port},"
-            raise SpecError(f"{where} cannot be used: {error.strerror}", fix="give another one, or none") from None
+            raise SpecError(f"{where} cannot be used: {error.strerror}", fix="give another port, or none") from None

