@@ -16,14 +16,16 @@ import orjson
 
 from cloudai import texts
 from cloudai.artifacts.signature import Signature, TensorSpec
+from cloudai.errors import RequestError
 from cloudai.serving import binary, protocol
 from cloudai.serving.protocol import InferenceRequest, Wanted
 
 __all__ = ["Codec"]
 
-_PLAIN = frozenset({"inputs", "id"})
+_PLAIN = frozenset({"inputs", "id", "parameters"})
 """A request with other fields is the careful path's."""
 _ENTRY = frozenset({"name", "datatype", "shape", "data"})
+_BYTES_ENTRY = frozenset({"name", "datatype", "shape", "parameters"})
 _KINDS: Mapping[str, frozenset[type]] = {
     "b": frozenset({bool}),
     "i": frozenset({int}),
@@ -55,6 +57,7 @@ class Codec:
         self._model, self._version = name, version
         self._inputs = {spec.name: _Input(spec) for spec in signature.inputs}
         self._all = tuple(Wanted(spec.name) for spec in signature.outputs)
+        self._asked_as_bytes = tuple(Wanted(spec.name, binary=True) for spec in signature.outputs)
         self._words = {spec.name: protocol.datatype(spec.dtype) for spec in signature.outputs}
 
     def decode(self, body: bytes | bytearray, header_length: int | None = None) -> InferenceRequest:
@@ -71,10 +74,13 @@ class Codec:
             As `cloudai.serving.protocol.decode_request`.
         """
         if header_length is None:
-            quick = self._quick(body)
-            if quick is not None:
-                return quick
-        return protocol.decode_request(body, self.signature, header_length)
+            quick = self._quick(body, None)
+        elif 0 < header_length <= len(body):
+            rest = memoryview(bytearray(memoryview(body)[header_length:]))  # a model may write into its inputs
+            quick = self._quick(body[:header_length], rest)
+        else:
+            quick = None
+        return quick or protocol.decode_request(body, self.signature, header_length)
 
     def encode(
         self, outputs: Mapping[str, np.ndarray], request: InferenceRequest
@@ -104,22 +110,49 @@ class Codec:
         head = orjson.dumps(answer, option=_NUMPY)
         return [head, *tensors], len(head) if tensors else None
 
-    def _quick(self, body: bytes | bytearray) -> InferenceRequest | None:
-        """Read a request of JSON that is right in every way; None where the careful path has to look."""
+    def _quick(self, body: bytes | bytearray, rest: memoryview | None) -> InferenceRequest | None:
+        """Read a request that is right in every way; None where the careful path has to look."""
         try:
             request = orjson.loads(body)
             if not _PLAIN.issuperset(request):
                 return None
             identity = request.get("id")
-            arrays = {entry["name"]: self._inputs[entry["name"]].quick(entry) for entry in request["inputs"]}
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+            if rest is None:
+                arrays = {entry["name"]: self._inputs[entry["name"]].quick(entry) for entry in request["inputs"]}
+            else:
+                arrays = self._quick_bytes(request["inputs"], rest)
+            outputs = self._asked_as_bytes if _asks_for_bytes(request) else self._all
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RequestError):
             return None
         if len(arrays) != len(self._inputs) or len(request["inputs"]) != len(arrays):
             return None
         if not (identity is None or isinstance(identity, str)):
             return None
         lengths = {len(array) for array in arrays.values()}
-        return InferenceRequest(identity, arrays, self._all, lengths.pop()) if len(lengths) == 1 else None
+        return InferenceRequest(identity, arrays, outputs, lengths.pop()) if len(lengths) == 1 else None
+
+    def _quick_bytes(self, entries: list[Mapping[str, Any]], rest: memoryview) -> dict[str, np.ndarray]:
+        arrays: dict[str, np.ndarray] = {}
+        begin = 0
+        for entry in entries:
+            size = entry["parameters"]["binary_data_size"]
+            if type(size) is not int or size < 0 or len(entry["parameters"]) != 1:
+                raise ValueError
+            arrays[entry["name"]] = self._inputs[entry["name"]].quick_bytes(entry, rest[begin : begin + size])
+            begin += size
+        if begin != len(rest):
+            raise ValueError
+        return arrays
+
+
+def _asks_for_bytes(request: Mapping[str, Any]) -> bool:
+    """Whether all outputs are asked for as bytes; what asks otherwise is the careful path's."""
+    parameters = request.get("parameters")
+    if not parameters:
+        return False
+    if len(parameters) != 1 or parameters["binary_data_output"] is not True:
+        raise ValueError
+    return True
 
 
 class _Input:
@@ -144,6 +177,13 @@ class _Input:
         if (kind == "f" and not binary.is_finite(array)) or (kind == "O" and texts.first_bad(array) is not None):
             raise ValueError
         return array.reshape(shape)
+
+    def quick_bytes(self, entry: Mapping[str, Any], data: memoryview) -> np.ndarray:
+        """Return the array of an entry whose elements are these bytes, like `quick`."""
+        shape = entry["shape"]
+        if entry["datatype"] != self._word or not _BYTES_ENTRY.issuperset(entry) or not self._fits(shape):
+            raise ValueError
+        return binary.from_bytes(data, shape, self._dtype, "")
 
     def _fits(self, shape: Any) -> bool:
         if type(shape) is not list or not _LENGTHS.issuperset(map(type, shape)) or not shape or shape[0] < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -131,6 +132,17 @@ class _Server(uvicorn.Server):
         self.listening.set()
 
 
+_SWITCH = 0.0005
+"""Seconds after which a thread that computes in Python lets another one go on; at Python's 5 ms requests would wait for it."""
+
+
+def _make_steady() -> None:
+    """Let neither the collector nor other threads make requests wait: what is there now is never looked at again."""
+    gc.collect()
+    gc.freeze()
+    sys.setswitchinterval(_SWITCH)
+
+
 async def _live(
     application: Application, doors: Doors, options: ProcessOptions, state: Path, endings: Sequence[signal.Signals]
 ) -> None:
@@ -145,6 +157,7 @@ async def _live(
     accountants = _accountants(options, application)
     application.accountants = tuple(accountants)
     await application.start()
+    _make_steady()
     grpc = await _open_grpc(application, doors, options)
     if doors.grpc_port is not None:
         about |= {"grpc_port": doors.grpc_port, "grpc_url": doors.address(options.host, doors.grpc_port)}

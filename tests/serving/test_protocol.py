@@ -305,11 +305,17 @@ def test_wrong_words_about_bytes_are_refused(entry, what):
 def test_whatever_bytes_come_is_a_good_request_or_a_request_error(body, head, place, junk):
     good, length = with_bytes(X_BYTES, K_BYTES)
     for content, split in ((body, head), (good[:place] + junk + good[place + len(junk) :], length)):
+        codec = Codec("m", "1", SIGNATURE)
         try:
             request = protocol.decode_request(content, SIGNATURE, split)
         except RequestError:
+            with pytest.raises(RequestError):
+                codec.decode(content, split)
             continue
         SIGNATURE.check(request.inputs)
+        quick = codec.decode(content, split)
+        assert (quick.id, quick.rows, quick.outputs) == (request.id, request.rows, request.outputs)
+        assert all(np.array_equal(quick.inputs[name], array) for name, array in request.inputs.items())
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
