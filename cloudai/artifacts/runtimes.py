@@ -1,4 +1,4 @@
-"""What runs a model in service: ONNX Runtime where that answers the same, which starts in a fifth of the time and is faster."""
+"""What runs a model in service: ONNX Runtime where that answers the same, which needs no torch in the process."""
 
 from __future__ import annotations
 

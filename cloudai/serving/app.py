@@ -232,10 +232,9 @@ class Inference:
         If it is refused by what its head says, or for overload.
     """
 
-    __slots__ = ("_begun", "_call", "_codec", "_header_length", "_place", "_request", "_service", "max_body")
+    __slots__ = ("_call", "_codec", "_header_length", "_place", "_request", "_service", "max_body")
 
     def __init__(self, service: ModelService, call: Call) -> None:
-        self._begun = time.perf_counter()
         self._service, self._call = service, call
         limits = service.limits
         self.max_body = limits.max_body
@@ -266,7 +265,7 @@ class Inference:
 
     def lost(self) -> None:
         """Give up: the client went away."""
-        self._place.leave("lost_client")
+        self._place.leave()
 
     def _answer(self, place: Place) -> None:
         if place.error is not None:
@@ -280,7 +279,7 @@ class Inference:
             self._service.refused(failure)
             self._call.refuse(failure)
             return
-        self._service.metrics.answered(time.perf_counter() - self._begun, self._request.rows)
+        self._service.metrics.answered(time.perf_counter() - self._call.begun, self._request.rows)
         if head is None:
             self._call.finish(200, pieces, kind=self._codec.kind)
         else:
@@ -295,7 +294,7 @@ class _AsgiCall(Call):
     def __init__(self, exchange: Exchange) -> None:
         super().__init__(exchange.path, exchange.headers)
         self.url = exchange.path.encode()
-        self.id = exchange.id
+        self.id, self.begun = exchange.id, exchange.begun
         self.answer: asyncio.Future[tuple[int, bytes, str, Headers]] = asyncio.get_running_loop().create_future()
 
     def finish(self, status: int, body: Sequence[bytes | memoryview], *, kind: bytes, headers: Headers = ()) -> None:

@@ -322,7 +322,7 @@ class Exchange(Asked):
 def _identity(given: bytes | None) -> str:
     if given is not None and _SANE_ID.fullmatch(given):
         return given.decode("ascii")
-    return f"{random.getrandbits(128):032x}"  # no secret, and a sixth of the cost of a UUID
+    return f"{random.getrandbits(128):032x}"  # no secret, and cheaper than a UUID
 
 
 def too_large(limit: int) -> HttpError:

@@ -67,7 +67,7 @@ def to_bytes(array: np.ndarray) -> bytes | memoryview:
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Whether all numbers are finite; for few numbers, searching the bytes is three times as fast as numpy's `all`."""
+    """Whether all numbers are finite; of few numbers, the bytes are searched sooner than numpy's `all` begins."""
     return bool(np.isfinite(array).tobytes().find(0) < 0)
 
 

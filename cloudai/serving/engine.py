@@ -26,7 +26,7 @@ from cloudai.serving.trial import Trial
 __all__ = ["Engine", "InferenceError", "Outcome", "Servable", "Waiting"]
 
 _INLINE = 0.0005
-"""Seconds; handing a batch to a thread and back costs about a tenth of this, and nobody notices so short a pause."""
+"""Seconds: a pause of the event loop that nobody notices; for a shorter batch, a thread and back costs more than it saves."""
 
 _LESSONS = 8
 """Of so many short batches one is learnt from: they are as many as that."""
@@ -66,26 +66,6 @@ class Waiting(ABC):
         """Take the outputs, or what went wrong: `RequestError` where the values cannot be taken, else `InferenceError`."""
 
 
-class _Awaited(Waiting):
-    """A request whose answer somebody awaits."""
-
-    __slots__ = ("answer",)
-
-    def __init__(self) -> None:
-        self.over = False
-        self.answer: asyncio.Future[dict[str, np.ndarray]] = asyncio.get_running_loop().create_future()
-        self.answer.add_done_callback(self._end)
-
-    def _end(self, _: object) -> None:
-        self.over = True
-
-    def deliver(self, outcome: Outcome) -> None:
-        if isinstance(outcome, BaseException):
-            self.answer.set_exception(outcome)
-        else:
-            self.answer.set_result(outcome)
-
-
 class Engine:
     """Runs one model.
 
@@ -98,7 +78,7 @@ class Engine:
     trial : Trial, optional
         What trial runs showed; without one, or where rows influence each other, each request is computed by itself.
     on_batch : callable
-        Told of each batch: requests, rows, seconds that its oldest request waited, and seconds that it took.
+        Told of each batch: rows, seconds that its oldest request waited, and seconds that it took.
     """
 
     def __init__(
@@ -107,7 +87,7 @@ class Engine:
         *,
         threads: int,
         trial: Trial | None = None,
-        on_batch: Callable[[int, int, float, float], None] = lambda requests, rows, waited, took: None,
+        on_batch: Callable[[int, float, float], None] = lambda rows, waited, took: None,
     ) -> None:
         self.servable = servable
         self._times = BatchTimes(trial.seconds) if trial is not None and trial.seconds else None
@@ -137,16 +117,6 @@ class Engine:
             return 0.0
         before = self._rows_waiting + (self._threads - self._free) * self._times.best / 2
         return before / (self._times.rate * self._threads) + self._times.seconds(1)
-
-    def infer(self, inputs: Arrays, *, rows: int) -> asyncio.Future[dict[str, np.ndarray]]:
-        """Predict `rows` rows. If the future is cancelled while the request waits, nothing is computed.
-
-        Its errors are a `RequestError` if the model cannot take these values, and an `InferenceError` if the model fails,
-        or its answer does not fit its signature.
-        """
-        waiting = _Awaited()
-        self.submit(waiting, inputs, rows)
-        return waiting.answer
 
     def submit(self, waiting: Waiting, inputs: Arrays, rows: int) -> None:
         """Predict `rows` rows for a request, which is delivered its outcome inside of the event loop."""
@@ -234,10 +204,11 @@ class Engine:
                 waiting.deliver(outcome)
         rows = _rows(batch)
         self._unlearnt += 1
-        if self._times is not None and (took > _INLINE or self._unlearnt > _LESSONS):
+        failed = any(isinstance(outcome, BaseException) for outcome in outcomes)  # then each was computed again, alone
+        if self._times is not None and not failed and (took > _INLINE or self._unlearnt > _LESSONS):
             self._unlearnt = 0
             self._times.learn(rows, took)
-        self._on_batch(len(batch), rows, begun - batch[0].since, took)
+        self._on_batch(rows, begun - batch[0].since, took)
 
     def _compute(self, batch: Sequence[Waiting]) -> list[Outcome]:
         """Return what becomes of each request; one that the model cannot take harms no other."""

@@ -34,8 +34,7 @@ _HOP_BY_HOP = frozenset(
 )  # RFC 9110, section 7.6.1
 NOT_FORWARDED = _HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-request-id", b"x-cloudai-shadow"}
 NOT_RETURNED = _HOP_BY_HOP | {b"date", b"server", b"x-request-id", b"x-cloudai-revision"}
-_KEPT_BY_FINISH = NOT_RETURNED | {b"content-length", b"content-type"}
-_KEPT_BY_FINISH_TOO = _KEPT_BY_FINISH - {b"x-cloudai-revision"}
+_WRITTEN_BY_FINISH = NOT_RETURNED | {b"content-length", b"content-type"}
 _logger = logging.getLogger(__name__)
 
 Headers = list[tuple[bytes, bytes]]
@@ -69,11 +68,10 @@ class Forwarding:
         If the router takes no more, or the body will be too large.
     """
 
-    __slots__ = ("_begun", "_call", "_code", "_give_up", "_over", "_port", "_revision", "_router", "max_body", "when")
+    __slots__ = ("_call", "_code", "_give_up", "_over", "_port", "_revision", "_router", "max_body", "when")
 
     def __init__(self, router: RouterApplication, call: Call) -> None:
         self._router, self._call = router, call
-        self._begun = time.perf_counter()
         self.max_body = router.options.max_body
         call.check_length(self.max_body)
         router.enter()
@@ -122,7 +120,7 @@ class Forwarding:
             return
         self._end(answer.status)
         kind = next((value for name, value in answer.headers if name == b"content-type"), b"application/octet-stream")
-        headers = passed(answer.headers, _KEPT_BY_FINISH) + revision_header(self._revision)
+        headers = passed(answer.headers, _WRITTEN_BY_FINISH) + revision_header(self._revision)
         self._call.finish(answer.status, [answer.body], kind=kind, headers=headers)
 
     def broke(self, body: bytes, *, unsent: bool) -> None:
@@ -144,7 +142,7 @@ class Forwarding:
         self._router.route_whole(self._call, body)
 
     def _end(self, status: int) -> None:
-        self._router.count(self._revision, status, time.perf_counter() - self._begun)
+        self._router.count(self._revision, status, time.perf_counter() - self._call.begun)
         self._leave()
 
     def _leave(self) -> None:
@@ -202,4 +200,5 @@ class WholeExchange(Exchange):
         self._pieces.append(message["body"])
         if not message["more_body"]:
             kind = next((value for name, value in self._answer if name == b"content-type"), b"application/json")
-            self._call.finish(self.status, self._pieces, kind=kind, headers=passed(self._answer, _KEPT_BY_FINISH_TOO))
+            headers = passed(self._answer, _WRITTEN_BY_FINISH - {b"x-cloudai-revision"})
+            self._call.finish(self.status, self._pieces, kind=kind, headers=headers)

@@ -25,7 +25,7 @@ def exposition(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
 
 
 class Distribution:
-    """Counts values by bucket. Only the event loop's thread counts, so that no lock is needed: it costs a sixth that way."""
+    """Counts values by bucket. Only the event loop's thread counts, so that no lock is needed."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +35,7 @@ class _Choice:
     finish: str | None = None
 
 
-class Answer:
+class Answer(ABC):
     """An answer that grows.
 
     Parameters
@@ -117,14 +118,17 @@ class Answer:
     def _part(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._head, "object": self.part_kind, "choices": choices}
 
+    @abstractmethod
     def _text(self, text: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """Return what a choice of a whole answer has of its text."""
 
+    @abstractmethod
     def _delta(self, text: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """Return what a part of a stream has of its text."""
 
+    @abstractmethod
     def _logprobs(self, likelihoods: Sequence[Likelihood]) -> dict[str, Any] | None:
-        raise NotImplementedError
+        """Return how likely the tokens were, where that was asked for."""
 
 
 class ChatAnswer(Answer):

@@ -64,7 +64,7 @@ class Seat:
                 service.refused(error)
             raise
         except LostClientError:
-            place.leave("lost_client")
+            place.leave()
             raise
         finally:
             place.finish()

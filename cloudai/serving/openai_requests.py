@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -73,7 +74,7 @@ class StreamOptions(_Model):
     include_usage: bool = False
 
 
-class _Writing(_Request):
+class _Writing(_Request, ABC):
     """What chats and completions have in common."""
 
     stream: bool = False
@@ -88,9 +89,9 @@ class _Writing(_Request):
     frequency_penalty: _Penalty = 0.0
 
     @property
+    @abstractmethod
     def likelihoods(self) -> int | None:
         """How many likeliest tokens to tell beside each token; None for nothing at all."""
-        raise NotImplementedError
 
     @property
     def most_tokens(self) -> int | None:

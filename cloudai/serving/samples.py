@@ -30,7 +30,7 @@ class SampleLog:
         The share of requests that are kept, each by an independent draw.
     most_requests : float
         Requests that are kept each second, at most, on average: of more the share shrinks, so that it is chance which are
-        kept, and keeping them costs the server no more than a hundredth of its time.
+        kept, and keeping them does not slow the others down.
     max_bytes : int
         The most that may lie in the folder, and the most that may wait in memory.
     dropped : callable

@@ -37,8 +37,8 @@ _logger = logging.getLogger(__name__)
 class ModelService:
     """One version of one model at work.
 
-    A face takes a place with `admit`, before it reads the request, and asks in it; or it calls `predict`. Errors are
-    `HttpError`, whose status every face says in its protocol's words.
+    A face takes a place with `admit`, before it reads the request, and asks in it. Errors are `HttpError`, whose status every
+    face says in its protocol's words.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ class ModelService:
         )
         self.in_flight = 0
         trial = run_trial(servable, example, most=limits.max_batch) if example is not None else Trial()
-        self.engine = Engine(servable, threads=threads, trial=trial, on_batch=self._count_batch)
+        self.engine = Engine(servable, threads=threads, trial=trial, on_batch=self.metrics.computed_batch)
         self._samples = open_samples(self.metrics.dropped)
         self._deadlines: Deadlines[Place] = Deadlines()
 
@@ -124,26 +124,6 @@ class ModelService:
         self.in_flight += 1
         self._deadlines.add(place)
         return place
-
-    async def predict(self, request: InferenceRequest, *, request_id: str, deadline: float) -> dict[str, np.ndarray]:
-        """Compute the outputs of a request; if cancelled while it waits, nothing is computed.
-
-        Raises
-        ------
-        HttpError
-            400 if the model does not take these values, 429 if it has too much to do, 500 if it fails, 504 if it is late.
-        """
-        answered = asyncio.Event()
-        place = self.admit(deadline, lambda _: answered.set())
-        place.ask(request, request_id)
-        try:
-            await answered.wait()
-        finally:
-            place.leave("lost_client")
-        if place.error is not None:
-            raise place.error
-        assert place.outputs is not None
-        return place.outputs
 
     def refused(self, error: HttpError) -> None:
         """Count a request that was refused."""
@@ -194,13 +174,12 @@ class ModelService:
         wait = self.engine.wait
         if self.in_flight >= self.limits.max_in_flight:
             raise _overloaded(f"{self.in_flight} requests are in flight already", wait)
+        if not self.in_flight:  # who is alone is computed, whatever is expected: else nothing would be learnt any more
+            return
         target = self.limits.target_latency
         left = deadline - asyncio.get_running_loop().time()
         if wait > left or (target is not None and wait > target):
             raise _overloaded(f"an answer would take {wait:.2g} s now", wait)
-
-    def _count_batch(self, requests: int, rows: int, waited: float, took: float) -> None:
-        self.metrics.computed_batch(rows, waited, took)
 
 
 class Place(Waiting):
@@ -260,12 +239,12 @@ class Place(Waiting):
             self.error = error
             self._end()
 
-    def leave(self, reason: str) -> None:
+    def leave(self) -> None:
         """Give the place up: the client went away. Nothing happens where it is over."""
         if not self.over:
             self.over = True
             self._service.close_place(self)
-            self._service.metrics.failed(reason)
+            self._service.metrics.failed("lost_client")
 
     def finish(self) -> None:
         """Give the place back: something else than the model's outputs was the answer. Nothing happens where it is over."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,8 +13,14 @@ from hypothesis import strategies as st
 
 from cloudai.artifacts.signature import Signature, TensorSpec
 from cloudai.errors import RequestError
+from cloudai.serving.asgi import HttpError
 from cloudai.serving.engine import Engine, InferenceError
+from cloudai.serving.protocol import InferenceRequest
+from cloudai.serving.samples import SampleLog
+from cloudai.serving.service import ModelService
 from cloudai.serving.trial import Trial, run_trial
+from cloudai.specs.serving import ServerLimits
+from tests.serving.asking import infer
 
 QUICK = Trial(independent=True, seconds={1: 1e-5, 2: 1e-5, 4: 1e-5, 8: 1e-5})
 SLOW = Trial(independent=True, seconds={1: 1e-2, 2: 1e-2, 4: 1e-2, 8: 1e-2})
@@ -44,7 +51,7 @@ def rows(*values, width=1):
 
 
 async def ask_all(engine, *requests):
-    asked = [engine.infer(inputs, rows=len(inputs["x"])) for inputs in requests]
+    asked = [infer(engine, inputs, rows=len(inputs["x"])) for inputs in requests]
     return [
         answer if isinstance(answer, BaseException) else answer["y"][:, 0].tolist()
         for answer in await asyncio.gather(*asked, return_exceptions=True)
@@ -57,7 +64,7 @@ def run(scenario):
 
 def test_who_is_alone_and_quick_is_answered_at_once():
     async def scenario():
-        return Engine(Doubler(), threads=1, trial=QUICK).infer(rows(3), rows=1).done()
+        return infer(Engine(Doubler(), threads=1, trial=QUICK), rows(3), rows=1).done()
 
     assert run(scenario) is True
 
@@ -146,10 +153,10 @@ def test_nobody_computes_what_nobody_waits_for():
     async def scenario():
         engine = Engine(model, threads=1, trial=SLOW)
         model.free.clear()
-        first = engine.infer(rows(1), rows=1)
+        first = infer(engine, rows(1), rows=1)
         await asyncio.sleep(0.01)
-        given_up = [engine.infer(rows(2), rows=1) for _ in range(3)]
-        last = engine.infer(rows(3), rows=1)
+        given_up = [infer(engine, rows(2), rows=1) for _ in range(3)]
+        last = infer(engine, rows(3), rows=1)
         for answer in given_up:
             answer.cancel()
         await asyncio.sleep(0)
@@ -173,7 +180,7 @@ def test_whatever_comes_together_each_gets_his_own_rows(sizes, turns, trial, thr
         engine = Engine(Doubler(), threads=threads, trial=trial)
         asked = []
         for number, size in enumerate(sizes):
-            asked.append(engine.infer(rows(*(100 * number + 20 + place for place in range(size))), rows=size))
+            asked.append(infer(engine, rows(*(100 * number + 20 + place for place in range(size))), rows=size))
             if turns[number]:
                 await asyncio.sleep(0)
         answers = await asyncio.gather(*asked)
@@ -221,7 +228,7 @@ def test_the_wait_grows_with_what_waits_and_falls_again():
         engine = Engine(model, threads=1, trial=SLOW)
         alone = engine.wait
         model.free.clear()
-        asked = [engine.infer(rows(i), rows=1) for i in range(100, 180)]
+        asked = [infer(engine, rows(i), rows=1) for i in range(100, 180)]
         await asyncio.sleep(0.01)
         crowded = engine.wait
         model.free.set()
@@ -232,3 +239,31 @@ def test_the_wait_grows_with_what_waits_and_falls_again():
     assert alone == pytest.approx(0.01)
     assert crowded == pytest.approx(0.01 * 10, rel=0.3)  # ten batches of eight
     assert after < crowded / 2
+
+
+def test_who_is_alone_is_computed_whatever_is_expected_so_that_a_slow_spell_is_not_for_ever(tmp_path):
+    model = Doubler()
+
+    async def scenario():
+        log = SampleLog(tmp_path / "samples", rate=0.0, max_bytes=1000, dropped=lambda rows: None)
+        service = ModelService(
+            model, example=EXAMPLE, name="m", limits=ServerLimits(target_latency=0.05), threads=1, instance="x",
+            open_samples=lambda dropped: log,
+        )  # fmt: skip
+        for _ in range(200):
+            service.engine._times.learn(1, 10.0)  # the machine was busy with something else
+        assert service.engine.wait > 0.05
+        loop = asyncio.get_running_loop()
+        for number in range(1000):
+            answered = asyncio.Event()
+            place = service.admit(loop.time() + 5, lambda place, answered=answered: answered.set())
+            with pytest.raises(HttpError, match="an answer would take") if service.engine.wait > 0.05 else nullcontext():
+                service.admit(loop.time() + 5, lambda place: None).leave()
+            place.ask(InferenceRequest(None, rows(3), (), 1), str(number))
+            await answered.wait()
+            if service.engine.wait < 0.05:
+                break
+        await service.stop()
+        return service.engine.wait
+
+    assert run(scenario) < 0.05

@@ -9,6 +9,7 @@ import pytest
 from cloudai.artifacts.signature import Signature, TensorSpec
 from cloudai.errors import RequestError
 from cloudai.serving.engine import Engine, InferenceError
+from tests.serving.asking import infer as infer_one
 
 ONE = {"x": np.ones((3, 1), "float32")}
 
@@ -23,7 +24,7 @@ class Model:
 
 def infer(model, *, rows=3):
     async def scenario():
-        return await Engine(Model(model), threads=1).infer(ONE, rows=rows)
+        return await infer_one(Engine(Model(model), threads=1), ONE, rows=rows)
 
     return asyncio.run(scenario())
 
@@ -74,12 +75,12 @@ def test_what_is_cancelled_while_it_waits_is_never_computed():
 
     async def scenario():
         engine = Engine(Model(slow), threads=1)
-        first = asyncio.ensure_future(engine.infer(ONE, rows=3))
+        first = asyncio.ensure_future(infer_one(engine, ONE, rows=3))
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(engine.infer(ONE, rows=3), 0.05)
+            await asyncio.wait_for(infer_one(engine, ONE, rows=3), 0.05)
         free.set()
         await first
-        await engine.infer(ONE, rows=3)
+        await infer_one(engine, ONE, rows=3)
 
     asyncio.run(scenario())
     assert len(calls) == 2
