@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import threading
+from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -42,7 +43,7 @@ class AccessLog:
 
     def __init__(self, path: Path, *, max_bytes: int = 64 * 2**20) -> None:
         self._path, self._max_bytes = path, max_bytes
-        self._waiting: list[tuple[datetime, Account]] = []
+        self._waiting: deque[tuple[datetime, Account]] = deque()
         self._dropped = 0
         self._ended = threading.Event()
         self._writing = threading.Lock()
@@ -60,8 +61,7 @@ class AccessLog:
     def flush(self) -> None:
         """Return when all lines so far are in the file."""
         with self._writing:
-            taken, self._waiting = self._waiting, []
-            if taken:
+            if taken := [self._waiting.popleft() for _ in range(len(self._waiting))]:
                 self._file.writelines(_line(time, account) for time, account in taken)
                 self._file.flush()
             if self._dropped:

@@ -4,7 +4,8 @@ The keeper binds the port and forks: the child answers, the keeper waits. When t
 one at once, for which all modules are loaded already. Meanwhile connections are not refused: they wait in the backlog of
 the socket, which all of them share. Only what the dead process was working on is lost.
 
-``SIGTERM`` and ``SIGINT`` to the keeper, or to the group of both, end the child in its own way, and the keeper after it.
+``SIGTERM`` and ``SIGINT`` to the keeper, or to the group of both, end the child in its own way, and the keeper after it;
+a ``SIGINT`` after that ends both at once.
 """
 
 from __future__ import annotations
@@ -67,9 +68,10 @@ class _Keeper:
         return bool(self._child)
 
     def _tell(self, number: int, frame: FrameType | None) -> None:
+        hurry = self._told and number == signal.SIGINT
         self._told = number
         with contextlib.suppress(ProcessLookupError):  # it has just ended
-            os.kill(self._child, _LET_END)
+            os.kill(self._child, signal.SIGKILL if hurry else _LET_END)
 
     def wait(self) -> None:
         """Wait for the child's end; it is the keeper's too if that was its own will."""

@@ -91,8 +91,8 @@ def run(
     """Serve until told to end, and leave the process.
 
     SIGTERM and SIGINT drain: the process says that it is not ready, still takes requests for ``drain_delay``, finishes
-    those in flight for up to ``drain_timeout`` in all, and exits with 0. A second signal ends it at once. A lease that
-    is past drains as well. A port that is taken gives two lines on stderr and exit code 3.
+    those in flight for up to ``drain_timeout`` in all, and exits with 0. A SIGINT after that ends it at once. A lease
+    that is past drains as well. A port that is taken gives two lines on stderr and exit code 3.
 
     Parameters
     ----------
@@ -218,13 +218,15 @@ def _accountants(options: ProcessOptions, application: Application) -> list[Acce
 
 
 def _on_signals(endings: Sequence[signal.Signals]) -> asyncio.Event:
-    """Set the event on the first signal, leave at once on the second."""
+    """Set the event on the first signal, leave at once on a second SIGINT; SIGTERM may well be sent by two who do not know."""
     ending = asyncio.Event()
     before: list[int] = []
 
     def on_signal(number: int) -> None:
         if before:
-            _leave(128 + number)
+            if number == signal.SIGINT:
+                _leave(128 + number)
+            return
         before.append(number)
         _logger.info("%s: draining", signal.Signals(number).name)
         ending.set()

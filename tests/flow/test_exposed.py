@@ -89,7 +89,8 @@ def test_what_cannot_be_exposed_is_refused_before_anything_is_started(model, tmp
 def test_a_driver_without_our_router_is_named():
     spec = DeploySpec.of(name="d", on="simulated", host="localhost", lease=None)
     with pytest.raises(
-        errors.SpecError, match="the driver 'simulated' has its own way in, which knows no host=, tls= and grpc_port="
+        errors.SpecError,
+        match="the driver 'simulated' has its own way in, which knows no host=, tls=, grpc_port= and access_log=",
     ):
         check_exposure(spec, SimulatedDriver)
 

@@ -270,12 +270,22 @@ def test_draining_does_not_wait_longer_than_it_is_told_to(start):
     assert (pending.result().status, pending.result().json["error"]) == (503, "the server has ended")
 
 
-def test_a_second_signal_ends_it_now(start):
+def test_who_is_told_twice_to_end_drains_nevertheless(start):
+    server = start.server(drain_delay=0.5).wait_until_ready()
+    pending = slowly(server, 1.0)
+    server.terminate()
+    wait_for(lambda: server.get("/v2/health/ready").status == 503)
+    assert server.terminate().exit_code() == 0
+    assert pending.result().status == 200
+
+
+def test_ctrl_c_after_a_first_signal_ends_it_now(start):
     server = start.server(drain_delay=10).wait_until_ready()
     server.terminate()
     wait_for(lambda: server.get("/v2/health/ready").status == 503)
     begun = time.monotonic()
-    assert server.terminate().exit_code() == 128 + signal.SIGTERM
+    server.process.send_signal(signal.SIGINT)
+    assert server.exit_code() == 128 + signal.SIGINT
     assert time.monotonic() - begun < 1
 
 
