@@ -44,7 +44,14 @@ _LIMIT = 5.0  # seconds for one probe
 _LOW_DISK = 2**30  # bytes
 _SET_BACK = 300.0  # seconds that the clock may be behind the ledger's newest entry: several machines never agree wholly
 _TAIL = 64 * 1024  # bytes of the supervisor's log
-_IMPORTED_AS = {"mlflow-skinny": "mlflow"}
+_IMPORTED_AS = {
+    "grpcio": "grpc",
+    "mlflow-skinny": "mlflow",
+    "nvidia-ml-py": "pynvml",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry.exporter.otlp.proto.http",
+    "opentelemetry-sdk": "opentelemetry.sdk",
+    "protobuf": "google.protobuf",
+}
 _NOT_FOR_USERS = {"all", "dev", "bench"}
 
 State = Literal["ok", "note", "broken"]

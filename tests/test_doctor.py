@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,14 @@ def test_an_address_of_no_tracker_and_a_setting_that_cannot_be_read_are_broken(h
     code, odd = asked()
     assert code == 1
     assert odd[0][1] == "the setting 'local_price_per_hour' cannot be 'cheap' (from CLOUDAI_LOCAL_PRICE_PER_HOUR)"
+
+
+def test_every_package_that_is_installed_is_found(home):
+    done = subprocess.run([COMMAND, "doctor", "--json"], capture_output=True, text=True)
+    missing = [f["what"] for f in json.loads(done.stdout)["findings"] if f["what"].startswith("not installed: ")]
+    names = {name for what in missing for name in what.removeprefix("not installed: ").partition(";")[0].split(", ")}
+    there = {dist.name for dist in metadata.distributions()}
+    assert names.isdisjoint(there)
 
 
 HIDDEN = """
